@@ -1,0 +1,181 @@
+"""Pinhole cameras: OpenCV axes (x right, y down, z forward), camera-to-world, pixel centres at +0.5."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from diorama.geometry.similarity import Similarity
+
+# Two cameras closer than this share of the farthest one's size count as the same place (pure rotation, single view).
+COINCIDENT = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Cameras:
+    """Cameras of one image size; every axis before `view` is a batch axis."""
+
+    camera_to_world: Float[Tensor, "*batch view 4 4"]  # rigid, in scene units
+    intrinsics: Float[Tensor, "*batch view 3 3"]  # pixels; the first pixel's centre is (0.5, 0.5)
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if self.camera_to_world.shape[:-2] != self.intrinsics.shape[:-2]:
+            raise ValueError(
+                f"{tuple(self.camera_to_world.shape[:-2])} poses but {tuple(self.intrinsics.shape[:-2])} intrinsics; "
+                "both need the same batch and view axes"
+            )
+        if self.height < 1 or self.width < 1:
+            raise ValueError(f"image size {self.height}x{self.width}: both sides must be at least 1")
+
+    @classmethod
+    def from_fov(
+        cls, degrees: float, height: int, width: int, camera_to_world: Float[Tensor, "*batch view 4 4"] | None = None
+    ) -> "Cameras":
+        """Cameras whose longer image side spans `degrees`; one at the origin unless poses are given."""
+        if not 0 < degrees < 180:
+            raise ValueError(f"field of view {degrees} degrees: accepted is more than 0 and less than 180")
+        poses = torch.eye(4)[None] if camera_to_world is None else camera_to_world
+        focal = 0.5 * max(height, width) / torch.tensor(degrees / 2, dtype=torch.float64).deg2rad().tan().item()
+        matrix = poses.new_tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+        return cls(poses, matrix.expand(*poses.shape[:-2], 3, 3), height, width)
+
+    @property
+    def views(self) -> int:
+        """Number of cameras along the view axis."""
+        return self.camera_to_world.shape[-3]
+
+    @property
+    def centers(self) -> Float[Tensor, "*batch view 3"]:
+        """Camera centres in the world."""
+        return self.camera_to_world[..., :3, 3]
+
+    @property
+    def fov(self) -> Float[Tensor, "*batch view"]:
+        """Horizontal field of view in degrees."""
+        return 2 * torch.atan(0.5 * self.width / self.intrinsics[..., 0, 0]).rad2deg()
+
+    @property
+    def world_to_camera(self) -> Float[Tensor, "*batch view 4 4"]:
+        """Inverse poses, exact for rigid matrices."""
+        rotation = self.camera_to_world[..., :3, :3].mT
+        inverse = torch.zeros_like(self.camera_to_world)
+        inverse[..., :3, :3] = rotation
+        inverse[..., :3, 3] = -(rotation @ self.centers[..., None])[..., 0]
+        inverse[..., 3, 3] = 1
+        return inverse
+
+    def __len__(self) -> int:
+        return self.views
+
+    def __getitem__(self, index: int | slice | list[int] | tuple[int, ...] | Tensor) -> "Cameras":
+        """Some of the views; an integer keeps the view axis with one view."""
+        if isinstance(index, int):
+            if not -self.views <= index < self.views:
+                raise IndexError(f"view {index} of {self.views}")
+            index = [index]
+        chosen = list(index) if isinstance(index, tuple) else index
+        return replace(
+            self,
+            camera_to_world=self.camera_to_world[..., chosen, :, :],
+            intrinsics=self.intrinsics[..., chosen, :, :],
+        )
+
+    def to(self, *args: Any) -> "Cameras":
+        """On another device or in another dtype, with the arguments of `Tensor.to`."""
+        return replace(self, camera_to_world=self.camera_to_world.to(*args), intrinsics=self.intrinsics.to(*args))
+
+    def checked(self) -> "Cameras":
+        """These cameras, once they are known to be finite, rigid and of positive focal length; else ValueError."""
+        poses, intrinsics = self.camera_to_world.double().cpu(), self.intrinsics.double().cpu()
+        rotation = poses[..., :3, :3]
+        deviation = (rotation @ rotation.mT - torch.eye(3, dtype=torch.float64)).abs().amax((-1, -2))
+        bottom = (poses[..., 3, :] - torch.tensor([0.0, 0, 0, 1], dtype=torch.float64)).abs().amax(-1)
+        faults = {
+            "has a non-finite pose": ~poses.isfinite().flatten(-2).all(-1),
+            "has non-finite intrinsics": ~intrinsics.isfinite().flatten(-2).all(-1),
+            "is not a rigid camera-to-world matrix (rotation of determinant 1, last row 0 0 0 1)": (deviation > 1e-3)
+            | (torch.linalg.det(rotation.nan_to_num()) < 0)
+            | (bottom > 1e-4),
+            "has a focal length that is not positive": (intrinsics[..., 0, 0] <= 0) | (intrinsics[..., 1, 1] <= 0),
+        }
+        for fault, found in faults.items():
+            if found.any():
+                raise ValueError(f"camera {int(found.flatten().nonzero()[0])} {fault}")
+        return self
+
+    def rays(self) -> tuple[Float[Tensor, "*batch view height width 3"], Float[Tensor, "*batch view height width 3"]]:
+        """Origin and unit direction, in the world, of the ray through every pixel's centre."""
+        kind = {"dtype": self.intrinsics.dtype, "device": self.intrinsics.device}
+        y, x = torch.meshgrid(torch.arange(self.height, **kind) + 0.5, torch.arange(self.width, **kind) + 0.5, indexing="ij")
+        directions = self._backproject(torch.stack([x, y, torch.ones_like(x)], -1))
+        directions = directions / directions.norm(dim=-1, keepdim=True)
+        return self.centers[..., None, None, :].expand_as(directions), directions
+
+    def plucker(self) -> Float[Tensor, "*batch view 6 height width"]:
+        """Plücker coordinates [origin x direction, direction] of every pixel's ray (3DRAE section 3.1)."""
+        origins, directions = self.rays()
+        return torch.cat([torch.linalg.cross(origins, directions), directions], -1).movedim(-1, -3)
+
+    def project(self, points: Float[Tensor, "*any 3"]) -> tuple[Float[Tensor, "*any 2"], Float[Tensor, "*any"]]:
+        """Pixel positions and z-depths of world points "*batch view ... 3"; behind the camera depth is not positive."""
+        extra = points.ndim - self.centers.ndim
+        shape = (*self.centers.shape[:-1], *(1,) * extra)
+        inverse, intrinsics = self.world_to_camera.reshape(*shape, 4, 4), self.intrinsics.reshape(*shape, 3, 3)
+        local = (inverse[..., :3, :3] @ points[..., None])[..., 0] + inverse[..., :3, 3]
+        image = (intrinsics @ local[..., None])[..., 0]
+        return image[..., :2] / image[..., 2:], local[..., 2]
+
+    def unproject(
+        self, depth: Float[Tensor, "*batch view height width"]
+    ) -> Float[Tensor, "*batch view height width 3"]:
+        """World point of every pixel from its z-depth."""
+        origins, directions = self.rays()
+        forward = self.camera_to_world[..., None, None, :3, 2]
+        return origins + directions * (depth / (directions * forward).sum(-1))[..., None]
+
+    def transformed(self, similarity: Similarity) -> "Cameras":
+        """The same cameras after the world was mapped by `similarity`."""
+        moved = self.camera_to_world.clone()
+        moved[..., :3, :3] = similarity.rotation[..., None, :, :] @ self.camera_to_world[..., :3, :3]
+        moved[..., :3, 3] = similarity.apply(self.centers)
+        return replace(self, camera_to_world=moved)
+
+    def relative_to(self, pose: Float[Tensor, "*batch 4 4"]) -> "Cameras":
+        """The same cameras seen from the frame of one camera-to-world `pose`."""
+        rotation = pose[..., :3, :3].mT
+        translation = -(rotation @ pose[..., :3, 3:])[..., 0]
+        return self.transformed(Similarity(rotation, translation, torch.ones_like(translation[..., 0])))
+
+    def normalized(self) -> tuple["Cameras", Similarity]:
+        """In the first camera's frame with the farthest camera at distance 1, and the map that leads there.
+
+        Cameras that all stand in one place keep their scale (3DRAE section 3.1; the paper leaves that case open).
+        """
+        relative = self.relative_to(self.camera_to_world[..., 0, :, :])
+        distance = relative.centers.norm(dim=-1).amax(-1)
+        tiny = COINCIDENT * self.centers.abs().amax((-1, -2)).clamp(min=1)
+        scale = torch.where(distance > tiny, 1 / distance.clamp(min=1e-30), torch.ones_like(distance))
+        rotation = self.camera_to_world[..., 0, :3, :3].mT
+        translation = -scale[..., None] * (rotation @ self.centers[..., 0, :, None])[..., 0]
+        similarity = Similarity(rotation, translation, scale)
+        return self.transformed(similarity), similarity
+
+    def resized(self, height: int, width: int) -> "Cameras":
+        """Cameras of the same views at another resolution; the two axes may scale differently."""
+        scale = self.intrinsics.new_tensor([width / self.width, height / self.height, 1.0])
+        return replace(self, intrinsics=self.intrinsics * scale[:, None], height=height, width=width)
+
+    def cropped(self, top: int, left: int, height: int, width: int) -> "Cameras":
+        """Cameras of a window of the image whose first pixel is (`top`, `left`)."""
+        intrinsics = self.intrinsics.clone()
+        intrinsics[..., 0, 2] -= left
+        intrinsics[..., 1, 2] -= top
+        return replace(self, intrinsics=intrinsics, height=height, width=width)
+
+    def _backproject(self, pixels: Shaped[Tensor, "height width 3"]) -> Float[Tensor, "*batch view height width 3"]:
+        matrix = self.camera_to_world[..., :3, :3] @ torch.linalg.inv(self.intrinsics)
+        return (matrix[..., None, None, :, :] @ pixels[..., None])[..., 0]

@@ -1,0 +1,156 @@
+"""The records that everything passes around: views, what is known, what is wanted, and the finished scene."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from diorama.geometry.cameras import Cameras
+from diorama.geometry.similarity import Similarity
+
+
+@dataclass(frozen=True)
+class Shot:
+    """Wanted views whose cameras are unknown and left to the model."""
+
+    views: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, eq=False)
+class Views:
+    """Photos, dataset items, renderings or generated frames of one scene."""
+
+    images: Float[Tensor, "*batch view 3 height width"]  # RGB in [0, 1]
+    cameras: Cameras | None = None
+    points: Float[Tensor, "*batch view height width 3"] | None = None  # world point of each pixel, on that pixel's ray
+    confidence: Float[Tensor, "*batch view height width"] | None = None  # 0 = invalid
+
+    def __post_init__(self) -> None:
+        size = self.images.shape[-2:]
+        if self.cameras is not None:
+            found = (*self.cameras.camera_to_world.shape[:-2], self.cameras.height, self.cameras.width)
+            if found != (*self.images.shape[:-3], *size):
+                raise ValueError(
+                    f"{self.images.shape[-4]} images of {size[0]}x{size[1]} but {self.cameras.views} cameras of "
+                    f"{self.cameras.height}x{self.cameras.width}; each image needs its own camera of its size"
+                )
+
+    @property
+    def depth(self) -> Float[Tensor, "*batch view height width"] | None:
+        """z-depth of `points` in their cameras; None without points or cameras."""
+        if self.points is None or self.cameras is None:
+            return None
+        forward = self.cameras.camera_to_world[..., None, None, :3, 2]
+        return ((self.points - self.cameras.centers[..., None, None, :]) * forward).sum(-1)
+
+    @property
+    def mask(self) -> Tensor | None:
+        """Where the points are valid, as booleans."""
+        return None if self.confidence is None else self.confidence > 0
+
+    def __len__(self) -> int:
+        return self.images.shape[-4]
+
+    def __getitem__(self, index: int | slice | list[int] | tuple[int, ...] | Tensor) -> "Views":
+        """Some of the views; an integer keeps the view axis with one view."""
+        if isinstance(index, int):
+            index = [index]
+        chosen = list(index) if isinstance(index, tuple) else index
+        return replace(
+            self,
+            images=self.images[..., chosen, :, :, :],
+            cameras=None if self.cameras is None else self.cameras[chosen],
+            points=None if self.points is None else self.points[..., chosen, :, :, :],
+            confidence=None if self.confidence is None else self.confidence[..., chosen, :, :],
+        )
+
+    def to(self, *args: Any) -> "Views":
+        """On another device or in another dtype, with the arguments of `Tensor.to`."""
+        return replace(
+            self,
+            images=self.images.to(*args),
+            cameras=None if self.cameras is None else self.cameras.to(*args),
+            points=None if self.points is None else self.points.to(*args),
+            confidence=None if self.confidence is None else self.confidence.to(*args),
+        )
+
+    def resized(self, height: int, width: int) -> "Views":
+        """The same views at another resolution: images antialiased, confidence nearest, depth nearest on the new rays."""
+        if (height, width) == self.images.shape[-2:]:
+            return self
+        batch = self.images.shape[:-3]
+        images = F.interpolate(self.images.flatten(0, -4), (height, width), mode="bilinear", antialias=True)
+        cameras = None if self.cameras is None else self.cameras.resized(height, width)
+        points = confidence = None
+        if self.confidence is not None:
+            confidence = _nearest(self.confidence, height, width)
+        if self.depth is not None and cameras is not None:
+            points = cameras.unproject(_nearest(self.depth, height, width))
+        return replace(
+            self,
+            images=images.clamp(0, 1).reshape(*batch, 3, height, width),
+            cameras=cameras,
+            points=points,
+            confidence=confidence,
+        )
+
+    def transformed(self, similarity: Similarity) -> "Views":
+        """The same views after the world was mapped by `similarity`."""
+        return replace(
+            self,
+            cameras=None if self.cameras is None else self.cameras.transformed(similarity),
+            points=None if self.points is None else similarity.apply(self.points),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """What is known beforehand: some of the wanted views, a text, a class; all optional."""
+
+    views: Views | None = None
+    at: tuple[int, ...] = ()  # which of the wanted views the known ones are
+    prompt: str | None = None
+    label: int | None = None  # class, single-image pre-training only
+
+    def __post_init__(self) -> None:
+        known = 0 if self.views is None else len(self.views)
+        if known != len(self.at):
+            raise ValueError(f"{known} known views but {len(self.at)} places in `at`; each known view needs one place")
+        if len(set(self.at)) != len(self.at) or any(place < 0 for place in self.at):
+            raise ValueError(f"places {self.at} of the known views: accepted are different numbers from 0 on")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a scene came from: enough to make it again."""
+
+    model: str
+    licence: str = "unknown"  # of the weights
+    seed: int | None = None  # None where nothing was drawn
+    settings: Mapping[str, Any] = field(default_factory=dict)  # JSON values: steps, guidance, trajectory, ...
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What a user gets, saves, exports and views, in the caller's world frame and units."""
+
+    views: Views
+    condition: Condition  # the known photos keep their own pixels
+    latents: Float[Tensor, "token dim"] | Float[Tensor, "channel frame height width"] | None = None
+    latent_frame: Similarity | None = None  # world -> latent, fixed at generation
+    provenance: Provenance = field(default_factory=lambda: Provenance("unknown"))
+
+
+def _nearest(
+    values: Float[Tensor, "*batch view height width"], height: int, width: int
+) -> Float[Tensor, "*batch view new_height new_width"]:
+    rows = (torch.arange(height, device=values.device) + 0.5) * (values.shape[-2] / height)
+    columns = (torch.arange(width, device=values.device) + 0.5) * (values.shape[-1] / width)
+    return values[..., rows.long(), :][..., columns.long()]
