@@ -1,9 +1,108 @@
-"""The `diorama` command."""
+"""The `diorama` command: finds the verb, runs it, and turns what goes wrong into one line.
 
+A verb is a module `diorama.cli.<verb>`, imported only when it is called:
+
+    @dataclass(frozen=True)
+    class Arguments:              # every field a flag, its docstring the flag's help
+        photo: Path
+        \"\"\"The photo to start from.\"\"\"
+
+    def run(arguments: list[str]) -> int:
+        options = tyro.cli(Arguments, args=arguments, prog="diorama verb", description="One sentence.")
+        from diorama.pipelines.base import load     # heavy imports here, so that --help stays instant
+        ...
+        return 0
+
+Its module level imports neither torch nor anything that does. tyro itself prints --help (exit 0) and wrong flags
+(exit 2). What the user can mend is raised as `ValueError` or `OSError` with one line for a message; anything else is a
+defect and keeps its traceback, except a package or memory that this machine lacks.
+"""
+
+import errno
 import sys
+import traceback
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+
+VERBS = {
+    "demo": "make a small scene with the embedded weights and show that everything works",
+    "generate": "make a scene from photos, a camera path and a prompt",
+    "reconstruct": "make a scene from many photos, without diffusion",
+    "render": "show a saved scene from other cameras",
+    "train": "train a stage on your data",
+    "data": "look at, check and convert captures and data sets",
+    "doctor": "say what is installed here and what is missing",
+}
 
 
-def main() -> int:
-    """Run the verb named by the first argument and give its exit code."""
-    print(f"diorama: unknown command {sys.argv[1:]}", file=sys.stderr)
-    return 2
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the verb that `arguments` (the process's own by default) begin with and give its exit code.
+
+    0 is success, 2 a mistake the user can mend, 130 an interruption by the keyboard.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if words[0] == "--version":
+        from diorama import __version__
+
+        print(f"diorama {__version__}")
+        return 0
+    verb, *rest = words
+    if verb not in VERBS:
+        close = get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "'diorama --help' lists the commands"
+        return _say(f"unknown command {verb!r}: {hint}", 2)
+    try:
+        return import_module(f"diorama.cli.{verb}").run(rest)
+    except (Exception, KeyboardInterrupt) as error:
+        message = _explanation(error)
+        if message is None:
+            raise
+        if debug:
+            traceback.print_exc()
+        return _say(message, 130 if isinstance(error, KeyboardInterrupt) else 2)
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    return "\n".join(
+        [
+            "usage: diorama COMMAND [options]",
+            "",
+            "3D scenes from a few photos, a camera path and text.",
+            "",
+            *(f"  {verb:<{width}}  {meaning}" for verb, meaning in VERBS.items()),
+            "",
+            "'diorama COMMAND --help' lists a command's options.",
+            "--version says which version this is; --debug, anywhere, shows the whole traceback of an error.",
+        ]
+    )
+
+
+def _explanation(error: BaseException) -> str | None:
+    """What went wrong, in one line, or None where it is a defect of ours."""
+    text = " ".join(str(error).split())
+    match error:
+        case KeyboardInterrupt():
+            return "interrupted"
+        case OSError(errno=errno.ENOSPC):
+            return f"{error.filename or 'writing'}: the disk is full"
+        case OSError(strerror=str(reason)):
+            return reason if error.filename is None else f"{error.filename}: {reason}"
+        case ValueError() | OSError():
+            return text or type(error).__name__
+        case ModuleNotFoundError(name=str(name)) if not name.startswith("diorama"):
+            return f"the package {name!r} is not installed: 'diorama doctor' shows the line that adds it"
+        case RuntimeError() if type(error).__name__ == "OutOfMemoryError":  # torch's, by name: torch stays unimported
+            return f"the device has too little memory: {text}"
+    return None
+
+
+def _say(message: str, code: int) -> int:
+    print(f"diorama: {message}", file=sys.stderr)
+    return code
