@@ -110,7 +110,9 @@ class Cameras:
     def rays(self) -> tuple[Float[Tensor, "*batch view height width 3"], Float[Tensor, "*batch view height width 3"]]:
         """Origin and unit direction, in the world, of the ray through every pixel's centre."""
         kind = {"dtype": self.intrinsics.dtype, "device": self.intrinsics.device}
-        y, x = torch.meshgrid(torch.arange(self.height, **kind) + 0.5, torch.arange(self.width, **kind) + 0.5, indexing="ij")
+        y, x = torch.meshgrid(
+            torch.arange(self.height, **kind) + 0.5, torch.arange(self.width, **kind) + 0.5, indexing="ij"
+        )
         directions = self._backproject(torch.stack([x, y, torch.ones_like(x)], -1))
         directions = directions / directions.norm(dim=-1, keepdim=True)
         return self.centers[..., None, None, :].expand_as(directions), directions

@@ -38,9 +38,7 @@ class Similarity:
 
     def then(self, other: "Similarity") -> "Similarity":
         """This map first, `other` after it."""
-        return type(self)(
-            other.rotation @ self.rotation, other.apply(self.translation), (other.scale * self.scale)
-        )
+        return type(self)(other.rotation @ self.rotation, other.apply(self.translation), (other.scale * self.scale))
 
     def to(self, *args: Any) -> "Similarity":
         """On another device or in another dtype, with the arguments of `Tensor.to`."""
