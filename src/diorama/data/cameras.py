@@ -1,0 +1,216 @@
+"""Camera paths from files: nerfstudio's transforms.json and camera_path.json, Gen3R's cameras.json, a saved scene."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from diorama.geometry.cameras import Cameras
+
+GEN3R_SIZE = 560  # Gen3R's intrinsics are for its 560x560 crop; its files do not say so
+CAMERA_FILES = ("scene.json", "transforms.json", "cameras.json", "camera_path.json")
+
+_OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
+_ACCEPTED = (
+    "nerfstudio's transforms.json (`frames`) or camera_path.json (`camera_path`), Gen3R's cameras.json "
+    "(`extrinsics`, `intrinsics`), or a saved scene"
+)
+_PINHOLES = ("", "PINHOLE", "SIMPLE_PINHOLE", "OPENCV", "SIMPLE_RADIAL", "RADIAL", "perspective")
+
+
+def read_cameras(path: str | Path, height: int | None = None, width: int | None = None) -> Cameras:
+    """The cameras of a file or of a folder that holds one, in the file's order and world frame.
+
+    They are scaled to `height` and `width` where these are given; a file that states no size needs them. Anything that
+    is not finite, rigid and of positive focal length raises ValueError naming the file and the camera.
+    """
+    path = _camera_file(Path(path))
+    document = read_json(path)
+    try:
+        if "frames" in document:
+            found = nerfstudio_cameras(document, height, width)
+        elif "camera_path" in document:
+            found = _nerfstudio_path(document)
+        elif "extrinsics" in document:
+            found = _gen3r_cameras(document)
+        elif isinstance(document.get("cameras"), dict):
+            found = cameras_from_json(document["cameras"])
+        else:
+            raise ValueError(f"found the keys {sorted(document)[:8]}; accepted is {_ACCEPTED}")
+        found = found if height is None or width is None else found.resized(height, width)
+        return found.checked().to(torch.float32).checked()  # once more: 1e300 is finite until it is float32
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; ValueError of one line for anything else."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a JSON file ({error})") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"{path}: found a JSON {type(document).__name__}; accepted is an object")
+    return document
+
+
+def nerfstudio_cameras(document: dict[str, Any], height: int | None = None, width: int | None = None) -> Cameras:
+    """Cameras (float64) of a transforms.json, one for each frame; OpenGL axes unless `axes` says "opencv".
+
+    `height` and `width` are the images' where the document does not state them. The map in `applied_transform` is
+    undone, which leads back to the world that the poses were estimated in.
+    """
+    frames = _items(document, "frames")
+    axes = str(document.get("axes", document.get("camera_convention", "opengl"))).lower()
+    if axes not in ("opengl", "opencv"):
+        raise ValueError(f"found axes {axes!r}; accepted are opengl and opencv")
+    flip = _OPENGL_TO_OPENCV if axes == "opengl" else np.eye(4)
+    undo = np.eye(4)
+    if "applied_transform" in document:
+        undo = np.linalg.inv(_pose(document["applied_transform"], "applied_transform"))
+    poses, matrices, sizes = [], [], []
+    for number, frame in enumerate(frames):
+        where = f"frame {number}"
+        poses.append(undo @ _pose(frame.get("transform_matrix"), f"{where}: transform_matrix") @ flip)
+        matrix, size = _nerfstudio_intrinsics({**document, **frame}, where, height, width)
+        matrices.append(matrix)
+        sizes.append(size)
+    if any(size != sizes[0] for size in sizes):
+        if height is None or width is None:
+            raise ValueError(f"frames of different sizes {sorted(set(sizes))[:3]}; give one height and width for all")
+        scaling = [np.array([[width / w], [height / h], [1]]) for h, w in sizes]
+        matrices = [matrix * scale for matrix, scale in zip(matrices, scaling, strict=True)]
+        sizes[0] = (height, width)
+    return _cameras(poses, matrices, *sizes[0])
+
+
+def cameras_to_json(cameras: Cameras) -> dict[str, Any]:
+    """Numbers that give back these very cameras, bit for bit."""
+    return {
+        "height": cameras.height,
+        "width": cameras.width,
+        "camera_to_world": cameras.camera_to_world.tolist(),
+        "intrinsics": cameras.intrinsics.tolist(),
+    }
+
+
+def cameras_from_json(document: dict[str, Any]) -> Cameras:
+    """Cameras (float64) of our own JSON form: OpenCV axes, camera-to-world, pixels."""
+    poses, matrices = _items(document, "camera_to_world", list), _items(document, "intrinsics", list)
+    if len(poses) != len(matrices):
+        raise ValueError(f"found {len(poses)} camera_to_world but {len(matrices)} intrinsics; each camera needs both")
+    size = [_number(document, key, "cameras") for key in ("height", "width")]
+    return _cameras(
+        [_pose(pose, f"camera_to_world {i}") for i, pose in enumerate(poses)],
+        [_matrix(matrix, 3, 3, f"intrinsics {i}") for i, matrix in enumerate(matrices)],
+        *map(int, size),
+    )
+
+
+def _nerfstudio_path(document: dict[str, Any]) -> Cameras:
+    """A path drawn in nerfstudio's viewer: OpenGL camera-to-world, vertical field of view in degrees."""
+    if document.get("camera_type", "perspective") not in _PINHOLES:
+        raise ValueError(f"found camera_type {document['camera_type']!r}; accepted is perspective")
+    height, width = (int(_number(document, key, "the path")) for key in ("render_height", "render_width"))
+    poses, matrices = [], []
+    for number, item in enumerate(_items(document, "camera_path")):
+        values = np.asarray(item.get("camera_to_world", []), dtype=object).reshape(-1).tolist()
+        rows = [values[start : start + 4] for start in range(0, len(values), 4)]
+        poses.append(_pose(rows, f"camera {number}: camera_to_world") @ _OPENGL_TO_OPENCV)
+        angle = _number(item, "fov", f"camera {number}")
+        if not 0 < angle < 180:
+            raise ValueError(f"camera {number}: fov {angle} degrees; accepted is more than 0 and less than 180")
+        focal = 0.5 * height / math.tan(math.radians(angle) / 2)
+        matrices.append(np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]]))
+    return _cameras(poses, matrices, height, width)
+
+
+def _gen3r_cameras(document: dict[str, Any]) -> Cameras:
+    """Gen3R's world-to-camera matrices and the intrinsics of its 560x560 crop."""
+    inverses, matrices = _items(document, "extrinsics", list), _items(document, "intrinsics", list)
+    if len(inverses) != len(matrices):
+        raise ValueError(f"found {len(inverses)} extrinsics but {len(matrices)} intrinsics; each camera needs both")
+    world_to_camera = [_pose(item, f"extrinsics {number}") for number, item in enumerate(inverses)]
+    intrinsics = [_matrix(item, 3, 3, f"intrinsics {number}") for number, item in enumerate(matrices)]
+    return _cameras(
+        _cameras(world_to_camera, intrinsics, 1, 1).checked().world_to_camera.numpy(),
+        intrinsics,
+        GEN3R_SIZE,
+        GEN3R_SIZE,
+    )
+
+
+def _nerfstudio_intrinsics(
+    values: dict[str, Any], where: str, height: int | None, width: int | None
+) -> tuple[np.ndarray, tuple[int, int]]:
+    model = str(values.get("camera_model", ""))
+    distortion = {key: values[key] for key in ("k1", "k2", "k3", "k4", "p1", "p2") if values.get(key)}
+    if model not in _PINHOLES or distortion:
+        raise ValueError(
+            f"{where}: found a {model or 'lens'} with distortion {distortion}; accepted are undistorted images"
+        )
+    h = int(_number(values, "h", where) if "h" in values else height or 0)
+    w = int(_number(values, "w", where) if "w" in values else width or 0)
+    if h < 1 or w < 1:
+        raise ValueError(f"{where}: found no image size (`w`, `h`); give height and width")
+    if "fl_x" in values:
+        fx = _number(values, "fl_x", where)
+    elif "camera_angle_x" in values:
+        fx = 0.5 * w / math.tan(_number(values, "camera_angle_x", where) / 2)
+    else:
+        raise ValueError(f"{where}: found no focal length; accepted are `fl_x` or `camera_angle_x`")
+    fy = _number(values, "fl_y", where) if "fl_y" in values else fx
+    cx = _number(values, "cx", where) if "cx" in values else w / 2
+    cy = _number(values, "cy", where) if "cy" in values else h / 2
+    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), (h, w)
+
+
+def _cameras(poses: Any, matrices: Any, height: int, width: int) -> Cameras:
+    return Cameras(torch.from_numpy(np.stack(poses)), torch.from_numpy(np.stack(matrices)), height, width)
+
+
+def _items(document: dict[str, Any], key: str, kind: type = dict) -> list[Any]:
+    items = document.get(key)
+    if not isinstance(items, list) or not items:
+        raise ValueError(f"`{key}` is {'empty' if items == [] else 'no list'}; accepted is at least one camera")
+    for number, item in enumerate(items):
+        if not isinstance(item, kind):
+            raise ValueError(f"`{key}` {number} is a {type(item).__name__}; accepted is a {kind.__name__}")
+    return items
+
+
+def _number(values: dict[str, Any], key: str, where: str) -> float:
+    value = values.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{where}: `{key}` is {value!r}; accepted is a finite number")
+    return float(value)
+
+
+def _pose(value: Any, where: str) -> np.ndarray:
+    if isinstance(value, list) and len(value) == 3:
+        value = [*value, [0.0, 0.0, 0.0, 1.0]]
+    return _matrix(value, 4, 4, where)
+
+
+def _matrix(value: Any, rows: int, columns: int, where: str) -> np.ndarray:
+    try:
+        matrix = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        matrix = np.empty(0)
+    if matrix.shape != (rows, columns) or not np.isfinite(matrix).all():
+        raise ValueError(f"{where} is no matrix of {rows}x{columns} finite numbers")
+    return matrix
+
+
+def _camera_file(path: Path) -> Path:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such camera file or folder")
+    if not path.is_dir():
+        return path
+    for name in CAMERA_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise ValueError(f"{path}: found no camera file in this folder; accepted is {_ACCEPTED}")
