@@ -1,0 +1,122 @@
+"""Published weight names to ours, and the strict look at a weights file before anything is built from it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+State = dict[str, Tensor]
+
+# RAE's DiTwDDTHead -> DiT3D, outside the blocks. A fixed position table loads into the learned one.
+DIT_DDT = {
+    "s_embedder.proj": "input",
+    "x_embedder.proj": "head_input",
+    "s_projector": "state_projection",
+    "t_embedder.mlp.0": "time.mlp.0",
+    "t_embedder.mlp.2": "time.mlp.2",
+    "final_layer.norm_final": "output_norm",
+    "final_layer.linear": "output",
+    "final_layer.adaLN_modulation.1": "output_modulation",
+}
+DIT_DDT_BLOCK = {
+    "norm1": "attention_norm",
+    "norm2": "mlp_norm",
+    "attn.qkv": "attention.qkv",
+    "attn.proj": "attention.proj",
+    "attn.q_norm": "attention.q_norm",
+    "attn.k_norm": "attention.k_norm",
+    "mlp.w12": "mlp.gate_value",
+    "mlp.w3": "mlp.out",
+    "adaLN_modulation.1": "modulation",
+}
+
+
+def convert(kind: str, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[dict[str, Any], State]:
+    """Our keyword arguments and state dict from a published state dict and its config.
+
+    Kinds: `dit_ddt` (RAE's DiTwDDTHead without rotary table; config keys of its constructor). Strict both ways:
+    ValueError names weights that are unknown or missing.
+    """
+    kinds = {"dit_ddt": _dit_ddt}
+    if kind not in kinds:
+        raise ValueError(f"checkpoint kind {kind!r}: accepted are {', '.join(kinds)}")
+    return kinds[kind](state, config)
+
+
+def _dit_ddt(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[dict[str, Any], State]:
+    if config.get("use_rope"):
+        raise ValueError(
+            "dit_ddt with a rotary table: 3D latents have no grid, so DiT3D has none; accepted is use_rope=False"
+        )
+    tokens = config["input_size"] ** 2 // config["patch_size"] ** 2
+    (dim, head_dim), (layers, head_layers), (heads, head_heads) = (
+        config[k] for k in ("hidden_size", "depth", "num_heads")
+    )
+    arguments = {
+        "tokens": tokens, "channels": config["in_channels"], "dim": dim, "layers": layers, "heads": heads,
+        "head_dim": head_dim, "head_layers": head_layers, "head_heads": head_heads, "mlp_ratio": config["mlp_ratio"],
+        "condition": "none", "classes": config["num_classes"], "qk_norm": config["use_qknorm"], "head_index": False,
+    }  # fmt: skip
+    ours: State = {"table": torch.zeros(tokens, dim)}
+    unknown = []
+    for name, tensor in state.items():
+        stem, _, leaf = name.rpartition(".")
+        parts = name.split(".")
+        if name == "pos_embed":
+            ours["table"] = tensor[0]
+        elif name == "t_embedder.W":
+            ours["time.frequencies"] = tensor
+        elif name == "y_embedder.embedding_table.weight":
+            ours["label.weight"] = tensor
+        elif stem in DIT_DDT:
+            ours[f"{DIT_DDT[stem]}.{leaf}"] = tensor.flatten(1) if tensor.ndim == 4 else tensor  # 1x1 convolutions
+        elif parts[0] == "blocks" and ".".join(parts[2:-1]) in DIT_DDT_BLOCK:
+            index = int(parts[1])
+            place = f"blocks.{index}" if index < layers else f"head_blocks.{index - layers}"
+            ours[f"{place}.{DIT_DDT_BLOCK['.'.join(parts[2:-1])]}.{leaf}"] = tensor
+        else:
+            unknown.append(name)
+    if unknown:
+        raise ValueError(f"dit_ddt: {len(unknown)} unknown weights, first {unknown[0]!r}")
+    from diorama.models.dit3d import DiT3D
+
+    with torch.device("meta"):
+        expected = DiT3D(**arguments).state_dict()
+    _compare("dit_ddt", {n: tuple(t.shape) for n, t in ours.items()}, {n: tuple(t.shape) for n, t in expected.items()})
+    return arguments, ours
+
+
+def check_weights(kind: type, folder: Path) -> None:
+    """ValueError, in one line, unless a folder's config and safetensors fit the model class to the last name and shape."""
+    config_file, weights_file = folder / "config.json", folder / WEIGHTS_FILE
+    for file in (config_file, weights_file):
+        if not file.is_file():
+            raise ValueError(f"{file}: missing; a {kind.__name__} folder holds config.json and {WEIGHTS_FILE}")
+    try:
+        config = json.loads(config_file.read_text())
+        with torch.device("meta"):
+            model = kind.from_config(config)  # type: ignore[attr-defined]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{config_file}: no config of {kind.__name__} ({str(error).splitlines()[0]})") from None
+    try:
+        with safe_open(weights_file, "pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{weights_file}: not a readable safetensors file ({error})") from None
+    _compare(str(weights_file), found, {name: tuple(t.shape) for name, t in model.state_dict().items()})
+
+
+def _compare(source: str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+    missing, unknown = expected.keys() - found.keys(), found.keys() - expected.keys()
+    if missing or unknown:
+        kinds = [(missing, "missing"), (unknown, "unknown")]
+        says = "; ".join(f"{len(names)} weights {word}, first {min(names)!r}" for names, word in kinds if names)
+        raise ValueError(f"{source}: {says}")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise ValueError(f"{source}: weight {name!r} of shape {found[name]}, expected {shape}")

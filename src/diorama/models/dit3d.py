@@ -1,0 +1,142 @@
+"""DiT3D: denoiser of 3D latent tokens, LightningDiT blocks with a wide DDT head (arXiv 2604.11331, section 3.2)."""
+
+from typing import NamedTuple
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from diorama.nn.attention import RMSNorm
+from diorama.nn.blocks import ModulatedBlock, modulate
+from diorama.nn.embeddings import TimeEmbed
+
+# fmt: off
+SIZES = {  # keyword arguments of DiT3D by name, without tokens and channels, which are the autoencoder's
+    "tiny": dict(dim=192,  layers=6,  heads=3,  head_dim=256,  head_layers=2, head_heads=4),
+    "S":    dict(dim=384,  layers=12, heads=6,  head_dim=2048, head_layers=2, head_heads=16),
+    "B":    dict(dim=768,  layers=12, heads=12, head_dim=2048, head_layers=2, head_heads=16),
+    "XL":   dict(dim=1152, layers=28, heads=16, head_dim=2048, head_layers=2, head_heads=16),
+}
+# fmt: on
+
+
+class DiTOutput(NamedTuple):
+    """Velocity, and the backbone's state, which the head can be asked again with."""
+
+    velocity: Float[Tensor, "batch token channel"]
+    state: Float[Tensor, "batch token dim"]
+
+
+class DiT3D(ModelMixin, ConfigMixin):
+    """Velocity of noisy latent tokens given the tokens of what is known.
+
+    `condition` is "channel" (known tokens beside the noisy ones, index by index), "token" (as more tokens of the
+    backbone's sequence) or "none". `classes` > 0 adds a table for class-conditional pre-training, whose last row is
+    the null class. `head_index` gives the head its own index embedding.
+    """
+
+    config_name = "config.json"
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        tokens: int = 1024,
+        channels: int = 768,
+        dim: int = 1152,
+        layers: int = 28,
+        heads: int = 16,
+        head_dim: int = 2048,
+        head_layers: int = 2,
+        head_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        condition: str = "channel",
+        classes: int = 0,
+        qk_norm: bool = True,
+        head_index: bool = True,
+    ) -> None:
+        super().__init__()
+        if condition not in ("channel", "token", "none"):
+            raise ValueError(f"condition {condition!r}: accepted are 'channel', 'token' and 'none'")
+        inputs = 2 * channels if condition == "channel" else channels
+        self.input = nn.Linear(inputs, dim)
+        self.head_input = nn.Linear(inputs, head_dim)
+        self.table = nn.Parameter(0.02 * torch.randn(tokens, dim))
+        self.head_table = nn.Parameter(0.02 * torch.randn(tokens, head_dim)) if head_index else None
+        self.known_input = nn.Linear(channels, dim) if condition == "token" else None
+        self.kind = nn.Parameter(0.02 * torch.randn(2, dim)) if condition == "token" else None  # noisy, known
+        self.time = TimeEmbed(dim)
+        self.label = nn.Embedding(classes + 1, dim) if classes else None
+        self.blocks = nn.ModuleList(
+            ModulatedBlock(dim, heads, mlp_ratio=mlp_ratio, qk_norm=qk_norm) for _ in range(layers)
+        )
+        self.state_projection = nn.Linear(dim, head_dim)
+        self.head_blocks = nn.ModuleList(
+            ModulatedBlock(head_dim, head_heads, mlp_ratio=mlp_ratio, qk_norm=qk_norm) for _ in range(head_layers)
+        )
+        self.output_norm = RMSNorm(head_dim, eps=1e-6)
+        self.output_modulation = nn.Linear(head_dim, 2 * head_dim)
+        self.output = nn.Linear(head_dim, channels)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        for block in (*self.blocks, *self.head_blocks):
+            for layer in (block.attention.qkv, block.attention.proj, block.mlp.gate_value, block.mlp.out):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+        for layer in (self.input, self.head_input, self.known_input, self.state_projection):
+            if layer is not None:
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+        for layer in (self.output_modulation, self.output):  # a new model says velocity 0
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def backbone(
+        self,
+        noisy: Float[Tensor, "batch token channel"],
+        t: Float[Tensor, " batch"],
+        known: Float[Tensor, "batch token channel"] | None = None,
+        label: Int[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch token dim"]:
+        """The head's condition for every token; changes slowly over t, so that near steps may share it (DDT)."""
+        time = self.time(t).to(noisy.dtype)[:, None]
+        condition = time if self.label is None or label is None else time + self.label(label)[:, None]
+        condition = nn.functional.silu(condition)
+        x = self.input(self._with_known(noisy, known)) + self.table
+        tokens = x.shape[1]
+        if self.known_input is not None and self.kind is not None:
+            x = torch.cat([x + self.kind[0], self.known_input(known) + self.table + self.kind[1]], 1)
+        for block in self.blocks:
+            x, _ = block(x, condition)
+        return nn.functional.silu(time + x[:, :tokens])
+
+    def forward(
+        self,
+        noisy: Float[Tensor, "batch token channel"],
+        t: Float[Tensor, " batch"],
+        known: Float[Tensor, "batch token channel"] | None = None,
+        label: Int[Tensor, " batch"] | None = None,
+        state: Float[Tensor, "batch token dim"] | None = None,
+    ) -> DiTOutput:
+        """Velocity at time t (1 = noise); a given `state` skips the backbone."""
+        if (known is None) != (self.config.condition == "none"):  # type: ignore[attr-defined]
+            raise ValueError(f"condition {self.config.condition!r} with known tokens {known is not None}")  # type: ignore[attr-defined]
+        if state is None:
+            state = self.backbone(noisy, t, known, label)
+        condition = self.state_projection(state)
+        x = self.head_input(self._with_known(noisy, known))
+        if self.head_table is not None:
+            x = x + self.head_table
+        for block in self.head_blocks:
+            x, _ = block(x, condition)
+        shift, scale = self.output_modulation(nn.functional.silu(condition)).chunk(2, -1)
+        return DiTOutput(self.output(modulate(self.output_norm(x), shift, scale)), state)
+
+    def _with_known(self, noisy: Tensor, known: Tensor | None) -> Tensor:
+        return torch.cat([noisy, known], -1) if known is not None and self.known_input is None else noisy

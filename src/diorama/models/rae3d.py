@@ -1,0 +1,202 @@
+"""RAE3D: any number of posed views <-> a fixed set of 3D latent tokens (arXiv 2604.11331, section 3.1)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from diorama.nn.attention import KeysValues
+from diorama.nn.blocks import Block
+from diorama.nn.dpt import DPTHead
+from diorama.nn.embeddings import IMAGE_MEAN, IMAGE_STD, PatchEmbed, RayEmbed
+
+# fmt: off
+SIZES = {  # keyword arguments of RAE3D by name; the paper's rows are its table 5
+    "tiny":      dict(patch=8,  tokens=64,   dim=192, heads=3,  neck_layers=4,  decoder_layers=4,  point_layers=3,  point_taps=(0, 1, 2, 2),   point_features=24,  point_channels=(24, 48, 96, 96),         ray_frequencies=6),  # noqa: E501
+    "base-256":  dict(patch=14, tokens=256,  dim=768, heads=16, neck_layers=12, decoder_layers=16, point_layers=16, point_taps=(3, 7, 11, 15), point_features=256, point_channels=(256, 512, 1024, 1024), ray_frequencies=0),  # noqa: E501
+    "base-512":  dict(patch=14, tokens=512,  dim=768, heads=16, neck_layers=12, decoder_layers=16, point_layers=16, point_taps=(3, 7, 11, 15), point_features=256, point_channels=(256, 512, 1024, 1024), ray_frequencies=0),  # noqa: E501
+    "base-1024": dict(patch=14, tokens=1024, dim=768, heads=16, neck_layers=12, decoder_layers=16, point_layers=16, point_taps=(3, 7, 11, 15), point_features=256, point_channels=(256, 512, 1024, 1024), ray_frequencies=0),  # noqa: E501
+}
+# fmt: on
+
+
+class Decoded(NamedTuple):
+    """What the decoders say of each target view."""
+
+    images: Float[Tensor, "batch view 3 height width"]  # RGB, about [0, 1], not clamped
+    points: Float[Tensor, "batch view height width 3"] | None  # in the latents' frame
+    confidence: Float[Tensor, "batch view height width"] | None  # >= 1
+
+
+class LatentCache(NamedTuple):
+    """A scene's latents as the decoders read them: made once, asked by any number of views."""
+
+    latents: Float[Tensor, "batch token dim"]
+    images: list[KeysValues] | None  # one entry a layer; None where latents attend to rays (`mutual`)
+    points: list[KeysValues] | None
+
+
+class ViewDecoder(nn.Module):
+    """Blocks that turn ray tokens of one view and the scene's latents into features of that view."""
+
+    def __init__(self, dim: int, heads: int, layers: int, attention: str) -> None:
+        super().__init__()
+        self.mutual = attention == "mutual"
+        self.input_norm = nn.LayerNorm(dim, bias=False)
+        self.blocks = nn.ModuleList(Block(dim, heads, depth=depth) for depth in range(layers))
+
+    def cache(self, latents: Float[Tensor, "batch token dim"]) -> list[KeysValues] | None:
+        """The latents' keys and values at every layer; None if they depend on the rays."""
+        if self.mutual:
+            return None
+        x, memory = self.input_norm(latents), []
+        for block in self.blocks[:-1]:
+            x, own = block(x)
+            memory.append(own)
+        return [*memory, self.blocks[-1].keys_values(x)]  # nobody reads the latents after the last layer
+
+    def forward(
+        self,
+        rays: Float[Tensor, "batch_view ray dim"],
+        latents: Float[Tensor, "batch token dim"],
+        memory: list[KeysValues] | None,
+    ) -> list[Float[Tensor, "batch_view ray dim"]]:
+        """Ray features after every block; views of one scene stand next to each other in the batch."""
+        times, x, outputs = rays.shape[0] // latents.shape[0], self.input_norm(rays), []
+        if self.mutual:
+            tokens = latents.shape[1]
+            x = torch.cat([self.input_norm(latents).repeat_interleave(times, 0), x], 1)
+            for block in self.blocks:
+                x = block(x)[0]
+                outputs.append(x[:, tokens:])
+            return outputs
+        for block, known in zip(self.blocks, memory or self.cache(latents) or (), strict=True):
+            x = block(x, known.repeated(times))[0]
+            outputs.append(x)
+        return outputs
+
+
+class RAE3D(ModelMixin, ConfigMixin):
+    """Autoencoder of posed views over a plain patch embedding (the paper's "ImgOnly" encoder).
+
+    Cameras come in as Plücker maps in the first view's frame, scaled so that the farthest camera is at distance 1.
+    `attention` is "one_way" (latents do not see a target's rays; cached per scene) or "mutual" (the paper's).
+    """
+
+    config_name = "config.json"
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    @register_to_config
+    def __init__(  # architecture is given by name, from SIZES or a config file
+        self,
+        *,
+        patch: int = 14,
+        tokens: int = 1024,
+        dim: int = 768,
+        heads: int = 16,
+        neck_layers: int = 12,
+        decoder_layers: int = 16,
+        point_layers: int = 16,
+        point_taps: Sequence[int] = (3, 7, 11, 15),
+        point_features: int = 256,
+        point_channels: Sequence[int] = (256, 512, 1024, 1024),
+        ray_frequencies: int = 0,
+        attention: str = "one_way",
+    ) -> None:
+        super().__init__()
+        if attention not in ("one_way", "mutual"):
+            raise ValueError(f"attention {attention!r}: accepted are 'one_way' and 'mutual'")
+        self.image_embed = PatchEmbed(3, dim, patch)
+        self.ray_embed = RayEmbed(dim, patch, ray_frequencies)
+        self.queries = nn.Parameter(0.02 * torch.randn(tokens, dim))
+        self.neck = nn.ModuleList(Block(dim, heads, depth=depth) for depth in range(neck_layers))
+        self.latent_norm = nn.LayerNorm(dim, elementwise_affine=False)
+        self.register_buffer("latent_mean", torch.zeros(tokens, dim))
+        self.register_buffer("latent_std", torch.ones(tokens, dim))
+        self.decoder = ViewDecoder(dim, heads, decoder_layers, attention)
+        self.output_norm = nn.LayerNorm(dim, bias=False)
+        self.output = nn.Linear(dim, 3 * patch * patch)
+        self.unpatchify = nn.PixelShuffle(patch)
+        self.point_decoder = ViewDecoder(dim, heads, point_layers, attention) if point_layers else None
+        self.point_head = DPTHead(dim, point_features, point_channels, 4) if point_layers else None
+        self.register_buffer("image_mean", torch.tensor(IMAGE_MEAN).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("image_std", torch.tensor(IMAGE_STD).reshape(3, 1, 1), persistent=False)
+
+    def encode(
+        self,
+        images: Float[Tensor, "batch view 3 height width"],
+        rays: Float[Tensor, "batch view 6 height width"],
+        visible: Bool[Tensor, "batch view"],
+    ) -> Float[Tensor, "batch token dim"]:
+        """Latent tokens (mean 0, variance 1 over channels) of views, of which only `visible` ones show their image."""
+        batch, _, _, height, width = images.shape
+        self._check_size(height, width)
+        normal = (images.flatten(0, 1) - self.image_mean) / self.image_std
+        seen = self.image_embed(normal) * visible.flatten()[:, None, None]
+        tokens = (seen + self.ray_embed(rays.flatten(0, 1), visible.flatten())).unflatten(0, (batch, -1)).flatten(1, 2)
+        x = torch.cat([self.queries.expand(batch, -1, -1).to(tokens.dtype), tokens], 1)
+        for block in self.neck:
+            x, _ = block(x)
+        return self.latent_norm(x[:, : self.queries.shape[0]].float())
+
+    def normalize(self, latents: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
+        """Latents as the denoiser sees them: unit variance for every token and channel over the dataset."""
+        return (latents - self.latent_mean) / self.latent_std
+
+    def denormalize(self, latents: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
+        """The inverse of `normalize`."""
+        return latents * self.latent_std + self.latent_mean
+
+    def cache(self, latents: Float[Tensor, "batch token dim"]) -> LatentCache:
+        """What all views of a scene share, computed once (nothing for `mutual`)."""
+        latents = latents.to(self.queries.dtype)
+        points = None if self.point_decoder is None else self.point_decoder.cache(latents)
+        return LatentCache(latents, self.decoder.cache(latents), points)
+
+    def decode_images(
+        self, scene: LatentCache, rays: Float[Tensor, "batch view 6 height width"]
+    ) -> Float[Tensor, "batch view 3 height width"]:
+        """RGB of target views given by their rays alone; views do not see each other."""
+        tokens, grid, batch = self._ray_tokens(rays)
+        features = self.decoder(tokens, scene.latents, scene.images)[-1]
+        patches = self.output(self.output_norm(features)).transpose(1, 2).unflatten(-1, grid)
+        return (self.unpatchify(patches) * self.image_std + self.image_mean).unflatten(0, (batch, -1))
+
+    def decode_points(
+        self, scene: LatentCache, rays: Float[Tensor, "batch view 6 height width"]
+    ) -> tuple[Float[Tensor, "batch view height width 3"], Float[Tensor, "batch view height width"]]:
+        """Point map and confidence (>= 1) of target views (VGGT's activations)."""
+        if self.point_decoder is None or self.point_head is None:
+            raise ValueError("this RAE3D has no point-map decoder (point_layers=0)")
+        tokens, grid, batch = self._ray_tokens(rays)
+        layers = self.point_decoder(tokens, scene.latents, scene.points)
+        raw = self.point_head([layers[tap] for tap in self.config.point_taps], grid, tuple(rays.shape[-2:]))  # type: ignore[attr-defined]
+        raw = raw.float().movedim(1, -1).unflatten(0, (batch, -1))
+        return raw[..., :3].sign() * raw[..., :3].abs().expm1(), 1 + raw[..., 3].exp()
+
+    def decode(
+        self,
+        latents: Float[Tensor, "batch token dim"] | LatentCache,
+        rays: Float[Tensor, "batch view 6 height width"],
+    ) -> Decoded:
+        """Images, and points where there is a point decoder, of target views of any number and size."""
+        scene = latents if isinstance(latents, LatentCache) else self.cache(latents)
+        points, confidence = (None, None) if self.point_decoder is None else self.decode_points(scene, rays)
+        return Decoded(self.decode_images(scene, rays), points, confidence)
+
+    def _ray_tokens(self, rays: Float[Tensor, "batch view 6 height width"]) -> tuple[Tensor, tuple[int, int], int]:
+        batch, views, _, height, width = rays.shape
+        self._check_size(height, width)
+        patch = self.config.patch  # type: ignore[attr-defined]
+        hidden = torch.zeros(batch * views, dtype=torch.bool, device=rays.device)
+        return self.ray_embed(rays.flatten(0, 1), hidden), (height // patch, width // patch), batch
+
+    def _check_size(self, height: int, width: int) -> None:
+        patch = self.config.patch  # type: ignore[attr-defined]
+        if height % patch or width % patch:
+            raise ValueError(f"image size {height}x{width}: both sides must be multiples of {patch}")

@@ -1,0 +1,49 @@
+"""Losses of the autoencoder and the denoiser."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def gradient_loss(
+    predicted: Float[Tensor, "*batch height width"], true: Float[Tensor, "*batch height width"], scales: int = 2
+) -> Float[Tensor, ""]:
+    """Mean squared error of image gradients over `scales` halvings: weighs edges that plain MSE lets blur."""
+    error = (predicted - true).flatten(0, -3)[:, None]
+    total = error.new_zeros(())
+    for scale in range(scales):
+        if scale:
+            error = F.avg_pool2d(error, 2)
+        total = total + error.diff(dim=-1).square().mean() + error.diff(dim=-2).square().mean()
+    return total / scales
+
+
+def point_loss(
+    predicted: Float[Tensor, "*batch 3"],
+    confidence: Float[Tensor, "*batch"],
+    true: Float[Tensor, "*batch 3"],
+    mask: Bool[Tensor, "*batch"],
+    *,
+    alpha: float = 0.2,
+) -> dict[str, Float[Tensor, ""]]:
+    """Aleatoric point-map loss, its plain distance (VGGT) and a pull of confidence to 1 where there is no surface.
+
+    `confidence` is at least 1; per valid point the first term is least at confidence = alpha / distance.
+    """
+    count = mask.sum().clamp(min=1)
+    # The square root has no gradient at a perfect prediction; the epsilon is far below any scene's detail.
+    distance = torch.where(mask, (predicted - true).square().sum(-1).add(1e-12).sqrt().clamp(max=100), 0.0)
+    log_confidence = confidence.log()
+    return {
+        "confident": (distance * confidence - alpha * log_confidence).where(mask, 0.0).sum() / count,
+        "distance": distance.sum() / count,
+        "empty": alpha * log_confidence.where(~mask, 0.0).sum() / (~mask).sum().clamp(min=1),
+    }
+
+
+def velocity_loss(
+    predicted: Float[Tensor, "batch *rest"], data: Float[Tensor, "batch *rest"], noise: Float[Tensor, "batch *rest"]
+) -> Float[Tensor, ""]:
+    """Mean squared error to the path's velocity (3DDiT eq. 7)."""
+    return F.mse_loss(predicted, noise - data)

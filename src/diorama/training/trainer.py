@@ -1,0 +1,233 @@
+"""The one training loop: any stage, on Lightning Fabric, resumable to the exact next loss."""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from diffusers.training_utils import EMAModel
+from jaxtyping import Float
+from lightning.fabric import Fabric
+from PIL import Image
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+CHECKPOINT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every training run sets; stages add their own fields."""
+
+    out: Path
+    """Folder of the run: checkpoint, log, pictures and, at the end, the model."""
+    steps: int = 120_000
+    """Optimiser steps in all."""
+    batch: int = 32
+    """Scenes per step."""
+    learning_rate: float = 2e-4
+    """Peak rate of AdamW."""
+    warmup: int = 8_000
+    """Steps of linear warm-up before the cosine."""
+    final_rate: float = 0.1
+    """Share of the peak rate that the cosine ends at."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+    ema: float = 0.9978
+    """Decay of the averaged weights, which are the ones validated and saved."""
+    precision: str = "bf16-mixed"
+    """Fabric's name: 32-true, bf16-mixed, 16-mixed."""
+    seed: int = 0
+    """Of weights, batches and noise."""
+    log_every: int = 20
+    """Steps between lines of log.jsonl."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    validate_every: int = 1_000
+    """Steps between validations with pictures."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+
+
+class Stage(Protocol):
+    """What a stage of training tells the loop."""
+
+    modules: dict[str, nn.Module]  # in training
+    optimizers: dict[str, list[Optimizer]]  # by phase; a phase may step several at once
+
+    def batch(self, step: int) -> Any:
+        """The batch of a step, drawn from the step's number alone: that is what makes resuming exact."""
+        ...
+
+    def phases(self, batch: Any, generator: torch.Generator) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Phase names with the losses to be summed; the loop steps between yields."""
+        ...
+
+    def validate(self) -> tuple[dict[str, float], Float[Tensor, "3 height width"]]:
+        """Numbers on validation data and a picture of what they mean, from the averaged weights."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the finished models (averaged weights) for `load`."""
+        ...
+
+
+def learning_rate_share(step: int, run: Run) -> float:
+    """Linear warm-up, then a cosine down to `final_rate`."""
+    if step < run.warmup:
+        return (step + 1) / run.warmup
+    progress = min(1.0, (step - run.warmup) / max(1, run.steps - run.warmup))
+    return run.final_rate + (1 - run.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def step_generator(seed: int, step: int, stream: int) -> torch.Generator:
+    """Random numbers of one step: the same whether or not training stopped before it."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 7 + stream)
+
+
+class Trainer:
+    """Runs a stage from where its folder left off to the end."""
+
+    def __init__(self, stage: Stage, run: Run) -> None:
+        self.stage, self.run, self.step = stage, run, 0
+        self.fabric = Fabric(accelerator=run.device, devices=1, precision=run.precision)  # type: ignore[arg-type]
+        for module in stage.modules.values():
+            module.to(self.fabric.device)
+        self.ema = EMAModel(self._parameters(), decay=run.ema, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+        self.ema.to(self.fabric.device)
+        self.checkpoint = run.out / "checkpoint.pt"
+        if self.checkpoint.exists():
+            self._restore()
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for module in self.stage.modules.values() for p in module.parameters() if p.requires_grad]
+
+    def train(self, until: int | None = None) -> None:
+        """Train to the run's last step, or to `until`; a stop at any moment loses at most `save_every` steps."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.run.out.mkdir(parents=True, exist_ok=True)
+        end = self.run.steps if until is None else min(until, self.run.steps)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with SummaryWriter(str(self.run.out / "tensorboard")) as board, Progress(*columns) as progress:
+            task = progress.add_task("training", total=self.run.steps, completed=self.step)
+            while self.step < end:
+                losses = self.train_step()
+                progress.update(task, completed=self.step, description=f"loss {losses['loss']:.4f}")
+                if self.step % self.run.log_every == 0:
+                    self._log(board, losses)
+                if self.step % self.run.validate_every == 0 or self.step == self.run.steps:
+                    self._validate(board)
+                if self.step % self.run.save_every == 0 or self.step == end:
+                    self._save()
+        if self.step == self.run.steps:
+            with self.averaged():
+                self.stage.save(self.run.out / "model")
+
+    def train_step(self) -> dict[str, float]:
+        """One step of every phase; the losses before it."""
+        run, report = self.run, {"loss": 0.0}
+        batch = self.stage.batch(self.step)
+        share = learning_rate_share(self.step, run)
+        with self.fabric.autocast():
+            phases = self.stage.phases(batch, step_generator(run.seed, self.step, 1))
+            for name, losses in phases:
+                total = torch.stack([loss.float() for loss in losses.values()]).sum()
+                if not total.isfinite():
+                    raise ValueError(f"step {self.step}: {name} loss is {total.item()}; lower the learning rate")
+                self.fabric.backward(total)
+                optimizers = self.stage.optimizers[name]
+                groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+                norm = nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], run.clip)
+                for group in groups:
+                    group["lr"] = share * group.setdefault("peak_lr", group["lr"])
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                report |= {key: float(value.detach()) for key, value in losses.items()}
+                report |= {f"{name}_gradient_norm": float(norm)}
+                report["loss"] += float(total.detach())
+        self.ema.step(self._parameters())
+        self.step += 1
+        return report | {"learning_rate": share * run.learning_rate}
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The averaged weights in place of the raw ones."""
+        self.ema.store(self._parameters())
+        self.ema.copy_to(self._parameters())
+        try:
+            yield
+        finally:
+            self.ema.restore(self._parameters())
+
+    def _log(self, board: Any, values: dict[str, float]) -> None:
+        with (self.run.out / "log.jsonl").open("a") as log:
+            log.write(json.dumps({"step": self.step, **{key: round(value, 6) for key, value in values.items()}}) + "\n")
+        for key, value in values.items():
+            board.add_scalar(key, value, self.step)
+
+    def _validate(self, board: Any) -> None:
+        with self.averaged(), torch.no_grad(), self.fabric.autocast():
+            values, picture = self.stage.validate()
+        self._log(board, {f"validation_{key}": value for key, value in values.items()})
+        pixels = picture.float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
+        Image.fromarray(pixels).save(self.run.out / f"sample_{self.step:07d}.png")
+
+    def _save(self) -> None:
+        state = {
+            "version": CHECKPOINT_VERSION,
+            "step": self.step,
+            "run": {key: str(value) for key, value in asdict(self.run).items()},
+            "modules": {name: module.state_dict() for name, module in self.stage.modules.items()},
+            "optimizers": {
+                name: [optimizer.state_dict() for optimizer in optimizers]
+                for name, optimizers in self.stage.optimizers.items()
+            },
+            "ema": self.ema.state_dict(),
+        }
+        temporary = self.checkpoint.with_suffix(".part")
+        torch.save(state, temporary)
+        os.replace(temporary, self.checkpoint)
+
+    def _restore(self) -> None:
+        state = torch.load(self.checkpoint, map_location=self.fabric.device, weights_only=True)
+        if state.get("version") != CHECKPOINT_VERSION:
+            raise ValueError(
+                f"{self.checkpoint}: checkpoint version {state.get('version')}, accepted is {CHECKPOINT_VERSION}"
+            )
+        changed = {
+            key: (state["run"].get(key), str(value))
+            for key, value in asdict(self.run).items()
+            if key not in ("out", "device", "log_every", "save_every", "validate_every")
+            and state["run"].get(key) != str(value)
+        }
+        if changed:
+            settings = ", ".join(f"{key} was {old}, is {new}" for key, (old, new) in changed.items())
+            raise ValueError(f"{self.checkpoint}: made with other settings ({settings}); use them or another --out")
+        for name, module in self.stage.modules.items():
+            module.load_state_dict(state["modules"][name])
+        for name, optimizers in self.stage.optimizers.items():
+            for optimizer, saved in zip(optimizers, state["optimizers"][name], strict=True):
+                optimizer.load_state_dict(saved)
+        self.ema.load_state_dict(state["ema"])
+        self.step = state["step"]
+
+
+def matrix_optimizers(module: nn.Module, run: Run, muon_rate: float) -> list[Optimizer]:
+    """Muon for the blocks' matrices and AdamW for the rest; AdamW for all where `muon_rate` is 0 (the paper)."""
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    blocks = (".blocks.", "neck.", "blocks.")
+    matrices = {n: p for n, p in parameters.items() if muon_rate and p.ndim == 2 and any(b in n for b in blocks)}
+    rest = [p for name, p in parameters.items() if name not in matrices]
+    optimizers: list[Optimizer] = [torch.optim.AdamW(rest, run.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)]
+    if matrices:
+        muon = torch.optim.Muon(list(matrices.values()), lr=muon_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        optimizers.append(muon)
+    return optimizers
