@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -32,10 +33,17 @@ class Views:
     confidence: Float[Tensor, "*batch view height width"] | None = None  # 0 = invalid
 
     def __post_init__(self) -> None:
+        if self.images.ndim < 4 or self.images.shape[-3] != 3:
+            raise ValueError(f"images of shape {tuple(self.images.shape)}: accepted is (..., views, 3, height, width)")
         size = self.images.shape[-2:]
+        pixels = (*self.images.shape[:-3], *size)
+        if self.points is not None and self.points.shape != (*pixels, 3):
+            raise ValueError(f"points of shape {tuple(self.points.shape)}: these images accept {(*pixels, 3)}")
+        if self.confidence is not None and self.confidence.shape != pixels:
+            raise ValueError(f"confidence of shape {tuple(self.confidence.shape)}: these images accept {pixels}")
         if self.cameras is not None:
             found = (*self.cameras.camera_to_world.shape[:-2], self.cameras.height, self.cameras.width)
-            if found != (*self.images.shape[:-3], *size):
+            if found != pixels:
                 raise ValueError(
                     f"{self.images.shape[-4]} images of {size[0]}x{size[1]} but {self.cameras.views} cameras of "
                     f"{self.cameras.height}x{self.cameras.width}; each image needs its own camera of its size"
@@ -59,8 +67,10 @@ class Views:
 
     def __getitem__(self, index: int | slice | list[int] | tuple[int, ...] | Tensor) -> "Views":
         """Some of the views; an integer keeps the view axis with one view."""
-        if isinstance(index, int):
-            index = [index]
+        if isinstance(index, Integral):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"view {index} of {len(self)}")
+            index = [int(index)]
         chosen = list(index) if isinstance(index, tuple) else index
         return replace(
             self,
@@ -81,7 +91,7 @@ class Views:
         )
 
     def resized(self, height: int, width: int) -> "Views":
-        """The same views at another resolution: images antialiased, confidence nearest, depth nearest on the new rays."""
+        """The same views at another resolution: images antialiased, depth and confidence nearest, points on rays."""
         if (height, width) == self.images.shape[-2:]:
             return self
         batch = self.images.shape[:-3]
@@ -92,6 +102,8 @@ class Views:
             confidence = _nearest(self.confidence, height, width)
         if self.depth is not None and cameras is not None:
             points = cameras.unproject(_nearest(self.depth, height, width))
+        elif self.points is not None:
+            points = _nearest(self.points.movedim(-1, 0), height, width).movedim(0, -1)
         return replace(
             self,
             images=images.clamp(0, 1).reshape(*batch, 3, height, width),

@@ -1,12 +1,15 @@
 """Pinhole cameras: OpenCV axes (x right, y down, z forward), camera-to-world, pixel centres at +0.5."""
 
+import math
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
+from diorama.geometry.rotations import rotate
 from diorama.geometry.similarity import Similarity
 
 # Two cameras closer than this share of the farthest one's size count as the same place (pure rotation, single view).
@@ -39,7 +42,7 @@ class Cameras:
         if not 0 < degrees < 180:
             raise ValueError(f"field of view {degrees} degrees: accepted is more than 0 and less than 180")
         poses = torch.eye(4)[None] if camera_to_world is None else camera_to_world
-        focal = 0.5 * max(height, width) / torch.tensor(degrees / 2, dtype=torch.float64).deg2rad().tan().item()
+        focal = 0.5 * max(height, width) / math.tan(math.radians(degrees / 2))
         matrix = poses.new_tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
         return cls(poses, matrix.expand(*poses.shape[:-2], 3, 3), height, width)
 
@@ -64,7 +67,7 @@ class Cameras:
         rotation = self.camera_to_world[..., :3, :3].mT
         inverse = torch.zeros_like(self.camera_to_world)
         inverse[..., :3, :3] = rotation
-        inverse[..., :3, 3] = -(rotation @ self.centers[..., None])[..., 0]
+        inverse[..., :3, 3] = -rotate(rotation, self.centers)
         inverse[..., 3, 3] = 1
         return inverse
 
@@ -73,10 +76,10 @@ class Cameras:
 
     def __getitem__(self, index: int | slice | list[int] | tuple[int, ...] | Tensor) -> "Cameras":
         """Some of the views; an integer keeps the view axis with one view."""
-        if isinstance(index, int):
+        if isinstance(index, Integral):
             if not -self.views <= index < self.views:
                 raise IndexError(f"view {index} of {self.views}")
-            index = [index]
+            index = [int(index)]
         chosen = list(index) if isinstance(index, tuple) else index
         return replace(
             self,
@@ -90,16 +93,19 @@ class Cameras:
 
     def checked(self) -> "Cameras":
         """These cameras, once they are known to be finite, rigid and of positive focal length; else ValueError."""
-        poses, intrinsics = self.camera_to_world.double().cpu(), self.intrinsics.double().cpu()
+        # First to the CPU, then to double: not every device has doubles.
+        poses, intrinsics = self.camera_to_world.cpu().double(), self.intrinsics.cpu().double()
         rotation = poses[..., :3, :3]
-        deviation = (rotation @ rotation.mT - torch.eye(3, dtype=torch.float64)).abs().amax((-1, -2))
-        bottom = (poses[..., 3, :] - torch.tensor([0.0, 0, 0, 1], dtype=torch.float64)).abs().amax(-1)
+        deviation = (rotation @ rotation.mT - torch.eye(3).to(rotation)).abs().amax((-1, -2))
+        bottom = (poses[..., 3, :] - poses.new_tensor([0, 0, 0, 1])).abs().amax(-1)
+        below = intrinsics.tril(-1).abs().amax((-1, -2)) + (intrinsics[..., 2, 2] - 1).abs()
         faults = {
             "has a non-finite pose": ~poses.isfinite().flatten(-2).all(-1),
             "has non-finite intrinsics": ~intrinsics.isfinite().flatten(-2).all(-1),
             "is not a rigid camera-to-world matrix (rotation of determinant 1, last row 0 0 0 1)": (deviation > 1e-3)
             | (torch.linalg.det(rotation.nan_to_num()) < 0)
             | (bottom > 1e-4),
+            "has intrinsics that are not upper triangular with 1 in the corner": below > 1e-6,
             "has a focal length that is not positive": (intrinsics[..., 0, 0] <= 0) | (intrinsics[..., 1, 1] <= 0),
         }
         for fault, found in faults.items():
@@ -109,11 +115,7 @@ class Cameras:
 
     def rays(self) -> tuple[Float[Tensor, "*batch view height width 3"], Float[Tensor, "*batch view height width 3"]]:
         """Origin and unit direction, in the world, of the ray through every pixel's centre."""
-        kind = {"dtype": self.intrinsics.dtype, "device": self.intrinsics.device}
-        y, x = torch.meshgrid(
-            torch.arange(self.height, **kind) + 0.5, torch.arange(self.width, **kind) + 0.5, indexing="ij"
-        )
-        directions = self._backproject(torch.stack([x, y, torch.ones_like(x)], -1))
+        directions = self._directions()
         directions = directions / directions.norm(dim=-1, keepdim=True)
         return self.centers[..., None, None, :].expand_as(directions), directions
 
@@ -127,29 +129,27 @@ class Cameras:
         extra = points.ndim - self.centers.ndim
         shape = (*self.centers.shape[:-1], *(1,) * extra)
         inverse, intrinsics = self.world_to_camera.reshape(*shape, 4, 4), self.intrinsics.reshape(*shape, 3, 3)
-        local = (inverse[..., :3, :3] @ points[..., None])[..., 0] + inverse[..., :3, 3]
-        image = (intrinsics @ local[..., None])[..., 0]
+        local = rotate(inverse[..., :3, :3], points) + inverse[..., :3, 3]
+        image = rotate(intrinsics, local)
         return image[..., :2] / image[..., 2:], local[..., 2]
 
     def unproject(
         self, depth: Float[Tensor, "*batch view height width"]
     ) -> Float[Tensor, "*batch view height width 3"]:
         """World point of every pixel from its z-depth."""
-        origins, directions = self.rays()
-        forward = self.camera_to_world[..., None, None, :3, 2]
-        return origins + directions * (depth / (directions * forward).sum(-1))[..., None]
+        return self.centers[..., None, None, :] + self._directions() * depth[..., None]
 
     def transformed(self, similarity: Similarity) -> "Cameras":
         """The same cameras after the world was mapped by `similarity`."""
         moved = self.camera_to_world.clone()
-        moved[..., :3, :3] = similarity.rotation[..., None, :, :] @ self.camera_to_world[..., :3, :3]
+        moved[..., :3, :3] = rotate(similarity.rotation[..., None, None, :, :], moved[..., :3, :3].mT).mT
         moved[..., :3, 3] = similarity.apply(self.centers)
         return replace(self, camera_to_world=moved)
 
     def relative_to(self, pose: Float[Tensor, "*batch 4 4"]) -> "Cameras":
         """The same cameras seen from the frame of one camera-to-world `pose`."""
         rotation = pose[..., :3, :3].mT
-        translation = -(rotation @ pose[..., :3, 3:])[..., 0]
+        translation = -rotate(rotation, pose[..., :3, 3])
         return self.transformed(Similarity(rotation, translation, torch.ones_like(translation[..., 0])))
 
     def normalized(self) -> tuple["Cameras", Similarity]:
@@ -162,7 +162,7 @@ class Cameras:
         tiny = COINCIDENT * self.centers.abs().amax((-1, -2)).clamp(min=1)
         scale = torch.where(distance > tiny, 1 / distance.clamp(min=1e-30), torch.ones_like(distance))
         rotation = self.camera_to_world[..., 0, :3, :3].mT
-        translation = -scale[..., None] * (rotation @ self.centers[..., 0, :, None])[..., 0]
+        translation = -scale[..., None] * rotate(rotation, self.centers[..., 0, :])
         similarity = Similarity(rotation, translation, scale)
         return self.transformed(similarity), similarity
 
@@ -178,6 +178,12 @@ class Cameras:
         intrinsics[..., 1, 2] -= top
         return replace(self, intrinsics=intrinsics, height=height, width=width)
 
-    def _backproject(self, pixels: Shaped[Tensor, "height width 3"]) -> Float[Tensor, "*batch view height width 3"]:
-        matrix = self.camera_to_world[..., :3, :3] @ torch.linalg.inv(self.intrinsics)
-        return (matrix[..., None, None, :, :] @ pixels[..., None])[..., 0]
+    def _directions(self) -> Float[Tensor, "*batch view height width 3"]:
+        """World direction of the ray through every pixel's centre, as long as it takes to advance depth by 1."""
+        kind = {"dtype": self.intrinsics.dtype, "device": self.intrinsics.device}
+        places = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2))
+        fx, skew, cx, fy, cy = (self.intrinsics[..., row, column, None, None] for row, column in places)
+        y = (torch.arange(self.height, **kind)[:, None] + 0.5 - cy) / fy
+        x = (torch.arange(self.width, **kind) + 0.5 - cx - skew * y) / fx
+        local = torch.stack([x, y.expand_as(x), torch.ones_like(x)], -1)
+        return rotate(self.camera_to_world[..., None, None, :3, :3], local)

@@ -5,6 +5,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+def rotate(rotation: Float[Tensor, "*#batch 3 3"], vectors: Float[Tensor, "*#batch 3"]) -> Float[Tensor, "*batch 3"]:
+    """Rotated vectors, summed without a matrix product: autocast and TF32 would keep three digits of a camera."""
+    x, y, z = vectors[..., None].unbind(-2)
+    return rotation[..., 0] * x + rotation[..., 1] * y + rotation[..., 2] * z
+
+
 def matrix_from_quaternion(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 3 3"]:
     """Rotation matrix of a quaternion (w, x, y, z) of any length but zero."""
     w, x, y, z = (quaternion / quaternion.norm(dim=-1, keepdim=True)).unbind(-1)

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diorama.geometry.rotations import rotate
+
 
 @dataclass(frozen=True, eq=False)
 class Similarity:
@@ -28,17 +30,17 @@ class Similarity:
             value.reshape(*self.scale.shape, *(1,) * extra, *value.shape[self.scale.ndim :])
             for value in (self.rotation, self.translation, self.scale)
         )
-        return scale[..., None] * (rotation @ points[..., None])[..., 0] + translation
+        return scale[..., None] * rotate(rotation, points) + translation
 
     def inverse(self) -> "Similarity":
         """The map that undoes this one."""
         rotation = self.rotation.mT
-        translation = -(rotation @ self.translation[..., None])[..., 0] / self.scale[..., None]
-        return type(self)(rotation, translation, 1 / self.scale)
+        return type(self)(rotation, -rotate(rotation, self.translation) / self.scale[..., None], 1 / self.scale)
 
     def then(self, other: "Similarity") -> "Similarity":
         """This map first, `other` after it."""
-        return type(self)(other.rotation @ self.rotation, other.apply(self.translation), (other.scale * self.scale))
+        rotation = rotate(other.rotation[..., None, :, :], self.rotation.mT).mT
+        return type(self)(rotation, other.apply(self.translation), other.scale * self.scale)
 
     def to(self, *args: Any) -> "Similarity":
         """On another device or in another dtype, with the arguments of `Tensor.to`."""
