@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ def read_cameras(path: str | Path, height: int | None = None, width: int | None 
     is not finite, rigid and of positive focal length raises ValueError naming the file and the camera.
     """
     path = _camera_file(Path(path))
+    if (height is None) != (width is None):
+        raise ValueError(f"height {height} and width {width}; accepted are both or neither")
     document = read_json(path)
     try:
         if "frames" in document:
@@ -87,16 +90,6 @@ def nerfstudio_cameras(document: dict[str, Any], height: int | None = None, widt
     return _cameras(poses, matrices, *sizes[0])
 
 
-def cameras_to_json(cameras: Cameras) -> dict[str, Any]:
-    """Numbers that give back these very cameras, bit for bit."""
-    return {
-        "height": cameras.height,
-        "width": cameras.width,
-        "camera_to_world": cameras.camera_to_world.tolist(),
-        "intrinsics": cameras.intrinsics.tolist(),
-    }
-
-
 def cameras_from_json(document: dict[str, Any]) -> Cameras:
     """Cameras (float64) of our own JSON form: OpenCV axes, camera-to-world, pixels."""
     poses, matrices = _items(document, "camera_to_world", list), _items(document, "intrinsics", list)
@@ -120,10 +113,7 @@ def _nerfstudio_path(document: dict[str, Any]) -> Cameras:
         values = np.asarray(item.get("camera_to_world", []), dtype=object).reshape(-1).tolist()
         rows = [values[start : start + 4] for start in range(0, len(values), 4)]
         poses.append(_pose(rows, f"camera {number}: camera_to_world") @ _OPENGL_TO_OPENCV)
-        angle = _number(item, "fov", f"camera {number}")
-        if not 0 < angle < 180:
-            raise ValueError(f"camera {number}: fov {angle} degrees; accepted is more than 0 and less than 180")
-        focal = 0.5 * height / math.tan(math.radians(angle) / 2)
+        focal = 0.5 * height / math.tan(_angle(_number(item, "fov", f"camera {number}"), f"camera {number}") / 2)
         matrices.append(np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]]))
     return _cameras(poses, matrices, height, width)
 
@@ -135,12 +125,8 @@ def _gen3r_cameras(document: dict[str, Any]) -> Cameras:
         raise ValueError(f"found {len(inverses)} extrinsics but {len(matrices)} intrinsics; each camera needs both")
     world_to_camera = [_pose(item, f"extrinsics {number}") for number, item in enumerate(inverses)]
     intrinsics = [_matrix(item, 3, 3, f"intrinsics {number}") for number, item in enumerate(matrices)]
-    return _cameras(
-        _cameras(world_to_camera, intrinsics, 1, 1).checked().world_to_camera.numpy(),
-        intrinsics,
-        GEN3R_SIZE,
-        GEN3R_SIZE,
-    )
+    inverse = _cameras(world_to_camera, intrinsics, GEN3R_SIZE, GEN3R_SIZE).checked()
+    return replace(inverse, camera_to_world=inverse.world_to_camera)
 
 
 def _nerfstudio_intrinsics(
@@ -149,9 +135,7 @@ def _nerfstudio_intrinsics(
     model = str(values.get("camera_model", ""))
     distortion = {key: values[key] for key in ("k1", "k2", "k3", "k4", "p1", "p2") if values.get(key)}
     if model not in _PINHOLES or distortion:
-        raise ValueError(
-            f"{where}: found a {model or 'lens'} with distortion {distortion}; accepted are undistorted images"
-        )
+        raise ValueError(f"{where}: found the lens {model} {distortion}; accepted are undistorted images (PINHOLE)")
     h = int(_number(values, "h", where) if "h" in values else height or 0)
     w = int(_number(values, "w", where) if "w" in values else width or 0)
     if h < 1 or w < 1:
@@ -159,7 +143,7 @@ def _nerfstudio_intrinsics(
     if "fl_x" in values:
         fx = _number(values, "fl_x", where)
     elif "camera_angle_x" in values:
-        fx = 0.5 * w / math.tan(_number(values, "camera_angle_x", where) / 2)
+        fx = 0.5 * w / math.tan(_angle(math.degrees(_number(values, "camera_angle_x", where)), where) / 2)
     else:
         raise ValueError(f"{where}: found no focal length; accepted are `fl_x` or `camera_angle_x`")
     fy = _number(values, "fl_y", where) if "fl_y" in values else fx
@@ -187,6 +171,12 @@ def _number(values: dict[str, Any], key: str, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{where}: `{key}` is {value!r}; accepted is a finite number")
     return float(value)
+
+
+def _angle(degrees: float, where: str) -> float:
+    if not 0 < degrees < 180:
+        raise ValueError(f"{where}: field of view {degrees} degrees; accepted is more than 0 and less than 180")
+    return math.radians(degrees)
 
 
 def _pose(value: Any, where: str) -> np.ndarray:

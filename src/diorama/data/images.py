@@ -2,26 +2,37 @@
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
-from PIL import ExifTags, Image, ImageOps
+from jaxtyping import Float, Float32
+from PIL import ExifTags, Image
 from torch import Tensor
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".avif")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi")
 MIN_SIDE = 8  # pixels; below it there is nothing to see and no model takes it
+MIN_REDUCED_SIDE = 256  # pixels along the longer side: a long video is not reduced to stamps unasked
 MAX_PIXELS = 2**24  # of one photo after reading, more is reduced; 200 MB as float32
 MAX_PIXELS_TOGETHER = 2**27  # of all views of one video or folder; 1.6 GB as float32
 MAX_PIXELS_IN_FILE = 2**27  # refused before decoding: a small file can unpack to any size
 
 # Only formats that decode on their own: EPS, for one, would start another program.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF")
+# What EXIF's orientation asks for, on "3 height width". Pillow's own turn also rewrites the tags, which odd tags break.
+_TURNS: dict[int | None, Callable[[torch.Tensor], torch.Tensor]] = {
+    2: lambda image: image.flip(-1),
+    3: lambda image: image.rot90(2, (-2, -1)),
+    4: lambda image: image.flip(-2),
+    5: lambda image: image.mT,
+    6: lambda image: image.rot90(-1, (-2, -1)),
+    7: lambda image: image.rot90(2, (-2, -1)).mT,
+    8: lambda image: image.rot90(1, (-2, -1)),
+}
 _FILM_DIAGONAL = math.hypot(36, 24)  # millimetres; 35 mm equivalents compare diagonals (CIPA DCG-001)
 
 
@@ -43,8 +54,10 @@ def read_image(
         with _decoding(path):
             if factor > 1:
                 image.draft(None, size)  # a JPEG decodes at a fraction of its size, for a fraction of the memory
-            pixels = _rgb(ImageOps.exif_transpose(image) if upright else image, max(size), max(image.size))
-    return torch.from_numpy(pixels).movedim(-1, 0).contiguous()
+            pixels = _rgb(image, max(size))
+            turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation)) if upright else None
+    tensor = torch.from_numpy(pixels).movedim(-1, 0)
+    return (tensor if turn is None else turn(tensor)).contiguous()
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -76,6 +89,7 @@ def read_video(
     decoded, is cut short or has fewer than `views` frames.
     """
     import av  # 0.2 s that photos need not pay
+    from av.error import FFmpegError
 
     path = Path(path)
     _check_file(path, "video")
@@ -84,26 +98,28 @@ def read_video(
             if not container.streams.video:
                 raise ValueError(f"{path}: holds no video stream; accepted are {', '.join(VIDEO_SUFFIXES)}")
             stream = container.streams.video[0]
-            count = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
+            # Counted by decoding: what a header announces may be cut away by an edit list, or never have arrived.
+            count = sum(1 for _ in container.decode(stream))
+            if count < max(1, 0.9 * stream.frames):
+                raise ValueError(f"{path}: {count} of {stream.frames} frames are there; accepted are whole video files")
             chosen = _spread(path, count, views)
             container.seek(0)
             factor = math.ceil(math.sqrt(len(chosen) * stream.width * stream.height / max_pixels))
             width, height = stream.width // factor, stream.height // factor
-            if min(width, height) < MIN_SIDE:
+            if min(width, height) < MIN_SIDE or (factor > 1 and max(width, height) < MIN_REDUCED_SIDE):
+                found = f"{count} frames of {stream.width}x{stream.height} pixels"
                 raise ValueError(
-                    f"{path}: {count} frames of {stream.width}x{stream.height} pixels: give a number of views"
+                    f"{path}: {found}; accepted are at least {MIN_SIDE} a side, and fewer `views` of long videos"
                 )
             kept = {}
             for index, frame in enumerate(container.decode(stream)):
                 if index in chosen:
                     picture = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
                     kept[index] = np.rot90(picture, frame.rotation // 90)  # phones film sideways and leave a note
-    except av.FFmpegError as error:
+    except FFmpegError as error:
         raise ValueError(
             f"{path}: cannot be decoded as a video ({error.strerror}); accepted are whole video files"
         ) from error
-    if len(kept) < len(chosen):
-        raise ValueError(f"{path}: {count} frames announced but the file is cut short; accepted are whole video files")
     return torch.from_numpy(np.stack(list(kept.values()))).movedim(-1, -3).float() / 255
 
 
@@ -161,8 +177,9 @@ def _decoding(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: the image cannot be decoded ({reason}); accepted are whole image files") from error
 
 
-def _rgb(image: Image.Image, longer: int, present: int) -> np.ndarray:
-    """Values "height width 3" in [0, 1] of an image of any mode, its longer side reduced from `present` to `longer`."""
+def _rgb(image: Image.Image, longer: int) -> Float32[np.ndarray, "height width 3"]:
+    """Values in [0, 1] of an image of any mode, its longer side reduced to `longer` where it exceeds that."""
+    present = max(image.size)
     if image.mode == "F":
         raise ValueError("its values are floating-point numbers without a range")
     if image.mode.startswith("I"):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diorama.data.cameras import CAMERA_FILES, GEN3R_SIZE, nerfstudio_cameras, read_cameras, read_json
 from diorama.data.images import (
+    MAX_PIXELS,
     MAX_PIXELS_TOGETHER,
     PHOTO_SUFFIXES,
     VIDEO_SUFFIXES,
@@ -42,16 +43,16 @@ def open(path: str | Path, *, field_of_view: float | None = None, views: int | N
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder; accepted is {_ACCEPTED}")
-    if path.is_dir():
-        return _open_folder(path)
-    if path.name in CAMERA_FILES[:2]:
-        return _open_folder(path.parent)
-    if path.suffix.lower() in VIDEO_SUFFIXES:
+    if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
         return Views(read_video(path, views))
+    if views is not None:
+        raise ValueError(f"{path}: {views} views wanted; accepted is a choice of `views` from a video")
+    if path.is_dir() or path.name in CAMERA_FILES[:2]:
+        return _open_folder(path if path.is_dir() else path.parent)
     if path.suffix.lower() == ".json":
         raise ValueError(f"{path}: found a camera path, which has no images; accepted is {_ACCEPTED}")
     image = read_image(path)
-    degrees = field_of_view or exif_field_of_view(path) or DEFAULT_FIELD_OF_VIEW
+    degrees = (exif_field_of_view(path) or DEFAULT_FIELD_OF_VIEW) if field_of_view is None else field_of_view
     return Views(image[None], Cameras.from_fov(degrees, image.shape[-2], image.shape[-1]))
 
 
@@ -120,7 +121,8 @@ def _gen3r_cameras(folder: Path, photos: list[Path], height: int, width: int) ->
 
 
 def _read_together(files: list[Path], upright: bool = True) -> Float[Tensor, "view 3 height width"]:
-    images = [read_image(file, max_pixels=MAX_PIXELS_TOGETHER // len(files), upright=upright) for file in files]
+    each = min(MAX_PIXELS, MAX_PIXELS_TOGETHER // len(files))
+    images = [read_image(file, max_pixels=each, upright=upright) for file in files]
     for file, image in zip(files, images, strict=True):
         if image.shape != images[0].shape:
             sizes = ["x".join(map(str, other.shape[-2:])) for other in (image, images[0])]

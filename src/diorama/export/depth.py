@@ -4,7 +4,6 @@ import io
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8, UInt16
 from PIL import Image
 from torch import Tensor
@@ -64,14 +63,13 @@ def coloured_depth(
 def preview(views: Views, *, columns: int = 8, side: int = 192, gap: int = 6) -> UInt8[np.ndarray, "height width 3"]:
     """A contact sheet: up to `columns` views evenly spaced, their images in one row and their depth in the next."""
     chosen = torch.linspace(0, len(views) - 1, min(columns, len(views))).round().long().tolist()
-    picked = views[chosen]
-    height, width = picked.images.shape[-2:]
-    size = (round(height * side / max(height, width)), round(width * side / max(height, width)))
-    size = (max(size[0], 1), max(size[1], 1))
-    rows = [F.interpolate(picked.images.detach().float().cpu(), size, mode="bilinear", antialias=True)]
+    height, width = views.images.shape[-2:]
+    longer = max(height, width)
+    size = (max(1, round(height * side / longer)), max(1, round(width * side / longer)))
+    picked = views[chosen].to("cpu", torch.float32).resized(*size)
+    rows = [picked.images.detach()]
     if picked.depth is not None:
-        colours = coloured_depth(*valid_depth(picked))
-        rows.append(F.interpolate(colours, size, mode="bilinear", antialias=True))
+        rows.append(coloured_depth(*valid_depth(picked)))
     sheet = torch.ones(3, len(rows) * (size[0] + gap) + gap, len(chosen) * (size[1] + gap) + gap)
     for row, pictures in enumerate(rows):
         for column, picture in enumerate(pictures):

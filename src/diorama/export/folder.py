@@ -33,7 +33,7 @@ def write_folder(scene: Scene, path: str | Path, *, overwrite: bool = False) -> 
     views = scene.views.to("cpu")
     unit = None if views.depth is None else depth_unit(views)
     # Made before any file, so that values JSON cannot hold are refused before any work.
-    description = _json(_description(scene, unit), "provenance")
+    description = _json(_description(scene, unit), "description")
     with replacement(path, overwrite=overwrite) as folder:
         folder.mkdir()
         _write_images(folder / "images", views, range(len(views)))

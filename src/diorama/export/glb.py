@@ -11,7 +11,11 @@ from diorama.export.ply import coloured_points
 from diorama.scene import Views
 
 _OPENCV_TO_GLTF = np.array([1, -1, -1], dtype=np.float32)  # y down, z forward -> y up, z backward
-_FLOAT, _UNSIGNED_BYTE, _POINTS, _ARRAY_BUFFER = 5126, 5121, 0, 34962  # glTF 2.0's constants
+_FLOAT, _POINTS, _ARRAY_BUFFER = 5126, 0, 34962  # glTF 2.0's constants
+
+# glTF's vertex colours are linear light, photos are sRGB. As floats, because some readers take 16 bits for 8.
+_SRGB = np.arange(256) / 255
+_LINEAR = np.where(_SRGB <= 0.04045, _SRGB / 12.92, ((_SRGB + 0.055) / 1.055) ** 2.4).astype("<f4")
 
 
 def write_glb(views: Views, path: str | Path, *, drop: float = 0.0, overwrite: bool = False) -> None:
@@ -20,8 +24,8 @@ def write_glb(views: Views, path: str | Path, *, drop: float = 0.0, overwrite: b
     if not len(points):
         raise ValueError(f"{path}: the scene has no valid points and glTF cannot hold an empty cloud")
     positions = np.ascontiguousarray(points * _OPENCV_TO_GLTF, dtype="<f4")
-    opaque = np.concatenate([colours, np.full((len(colours), 1), 255, np.uint8)], -1)
-    sizes = positions.nbytes, opaque.nbytes
+    linear = _LINEAR[colours]
+    sizes = positions.nbytes, linear.nbytes
     document = {
         "asset": {"version": "2.0", "generator": "diorama"},
         "scene": 0,
@@ -37,13 +41,7 @@ def write_glb(views: Views, path: str | Path, *, drop: float = 0.0, overwrite: b
                 "min": positions.min(0).tolist(),
                 "max": positions.max(0).tolist(),
             },
-            {
-                "bufferView": 1,
-                "componentType": _UNSIGNED_BYTE,
-                "normalized": True,
-                "count": len(points),
-                "type": "VEC4",
-            },
+            {"bufferView": 1, "componentType": _FLOAT, "count": len(points), "type": "VEC3"},
         ],
         "bufferViews": [
             {"buffer": 0, "byteOffset": 0, "byteLength": sizes[0], "target": _ARRAY_BUFFER},
@@ -56,4 +54,4 @@ def write_glb(views: Views, path: str | Path, *, drop: float = 0.0, overwrite: b
     chunks = struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", sum(sizes), b"BIN\0")
     total = 12 + len(chunks) + sum(sizes)
     with replacement(path, overwrite=overwrite) as temporary:
-        temporary.write_bytes(struct.pack("<4sII", b"glTF", 2, total) + chunks + positions.tobytes() + opaque.tobytes())
+        temporary.write_bytes(struct.pack("<4sII", b"glTF", 2, total) + chunks + positions.tobytes() + linear.tobytes())

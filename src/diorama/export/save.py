@@ -2,38 +2,63 @@
 
 from pathlib import Path
 
-import torch
-
 from diorama.export.atomic import check_free
 from diorama.export.folder import write_folder
 from diorama.export.glb import write_glb
 from diorama.export.ply import write_ply
 from diorama.export.video import write_video
-from diorama.scene import Scene
+from diorama.scene import Scene, Views
+
+SUFFIXES = ("", ".ply", ".glb", ".mp4")
+MIN_SIDE = 8  # pixels; smaller images could be written but not opened again
 
 
 def save(scene: Scene, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write a scene to a folder (no suffix), or its points to .ply or .glb, or its images to .mp4; gives the path.
 
-    An existing path raises FileExistsError unless `overwrite`. A failed or interrupted run leaves nothing half-written.
+    An existing path raises FileExistsError unless `overwrite`, and a folder is only replaced if it is a saved scene.
+    A failed or interrupted run leaves what was there and nothing half-written.
     """
     path = Path(path)
-    if path.suffix.lower() not in ("", ".ply", ".glb", ".mp4"):
-        raise ValueError(f"{path}: found the suffix {path.suffix}; accepted are .ply, .glb, .mp4, or none for a folder")
-    check_free(path, overwrite=overwrite)
-    if scene.views.images.ndim != 4:
-        raise ValueError(
-            f"images of shape {tuple(scene.views.images.shape)}; accepted is one scene: view 3 height width"
-        )
-    if not torch.isfinite(scene.views.images).all():
-        raise ValueError("the scene's images hold values that are not finite; nothing was written")
+    check_target(path, overwrite=overwrite)
+    _check("the scene", scene.views)
+    if scene.condition.views is not None:
+        _check("the scene's condition", scene.condition.views)
     match path.suffix.lower():
-        case "":
-            write_folder(scene, path, overwrite=overwrite)
         case ".ply":
             write_ply(scene.views, path, overwrite=overwrite)
         case ".glb":
             write_glb(scene.views, path, overwrite=overwrite)
         case ".mp4":
             write_video(scene.views.images, path, overwrite=overwrite)
+        case _:
+            write_folder(scene, path, overwrite=overwrite)
     return path
+
+
+def check_target(path: str | Path, *, overwrite: bool = False) -> None:
+    """ValueError or FileExistsError where `save` could not write to `path`; worth asking before any heavy work."""
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{path}: found the suffix {path.suffix}; accepted are .ply, .glb, .mp4, or none for a folder")
+    check_free(path, overwrite=overwrite)
+
+
+def _check(what: str, views: Views) -> None:
+    """ValueError for what could not be read back."""
+    shape = tuple(views.images.shape)
+    if len(shape) != 4 or shape[0] < 1 or shape[1] != 3 or min(shape[2:]) < MIN_SIDE:
+        raise ValueError(
+            f"{what} has images of shape {shape}; accepted is view 3 height width, {MIN_SIDE} px a side or more"
+        )
+    if not views.images.isfinite().all():
+        raise ValueError(f"{what} has images with values that are not finite; accepted is RGB in [0, 1]")
+    size = (shape[0], *shape[2:])
+    for name, found, accepted in (("points", views.points, (*size, 3)), ("confidence", views.confidence, size)):
+        if found is not None and tuple(found.shape) != accepted:
+            raise ValueError(f"{what} has {name} of shape {tuple(found.shape)}; accepted is {accepted} like its images")
+    if views.cameras is not None:
+        try:
+            views.cameras.checked()
+        except ValueError as error:
+            raise ValueError(f"{what} cannot be saved: {error}") from error
