@@ -68,9 +68,10 @@ class Views:
     def __getitem__(self, index: int | slice | list[int] | tuple[int, ...] | Tensor) -> "Views":
         """Some of the views; an integer keeps the view axis with one view."""
         if isinstance(index, Integral):
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"view {index} of {len(self)}")
-            index = [int(index)]
+            place = int(index)
+            if not -len(self) <= place < len(self):
+                raise IndexError(f"view {place} of {len(self)}")
+            index = [place]
         chosen = list(index) if isinstance(index, tuple) else index
         return replace(
             self,

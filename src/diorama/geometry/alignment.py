@@ -76,16 +76,16 @@ def scale_and_shift(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Scale and shift with scale * source + shift nearest to target over all masked values, by least squares.
 
-    `robust` matches medians and mean absolute deviations from them (MiDaS), so wrong depths weigh less. A constant
-    source gives scale 1. Raises ValueError if no value is left or one of them is not finite.
+    `robust` matches medians and median absolute deviations instead, which wrong depths do not move while they are few.
+    A constant source gives scale 1. Raises ValueError if no value is left or one of them is not finite.
     """
     x, y = (source.flatten(), target.flatten()) if mask is None else (source[mask], target[mask])
     if x.numel() == 0 or not (x.isfinite().all() and y.isfinite().all()):
         raise ValueError(f"{x.numel()} depths to align: accepted are 1 or more, all finite")
     middle = (x.median(), y.median()) if robust else (x.mean(), y.mean())
     dx, dy = x - middle[0], y - middle[1]
-    above, below = (dy.abs().mean(), dx.abs().mean()) if robust else ((dx * dy).mean(), dx.square().mean())
-    still = dx.abs().amax() <= COINCIDENT * x.abs().amax()
+    above, below = (dy.abs().median(), dx.abs().median()) if robust else ((dx * dy).mean(), dx.square().mean())
+    still = (below if robust else below.sqrt()) <= COINCIDENT * x.abs().amax()
     scale = torch.where(still, torch.ones_like(below), above / below.clamp(min=torch.finfo(x.dtype).tiny))
     return scale, middle[1] - scale * middle[0]
 

@@ -77,9 +77,10 @@ class Cameras:
     def __getitem__(self, index: int | slice | list[int] | tuple[int, ...] | Tensor) -> "Cameras":
         """Some of the views; an integer keeps the view axis with one view."""
         if isinstance(index, Integral):
-            if not -self.views <= index < self.views:
-                raise IndexError(f"view {index} of {self.views}")
-            index = [int(index)]
+            place = int(index)
+            if not -self.views <= place < self.views:
+                raise IndexError(f"view {place} of {self.views}")
+            index = [place]
         chosen = list(index) if isinstance(index, tuple) else index
         return replace(
             self,

@@ -27,7 +27,7 @@ class Similarity:
         """Map points whose leading axes start with this map's batch axes."""
         extra = points.ndim - self.translation.ndim
         rotation, translation, scale = (
-            value.reshape(*self.scale.shape, *(1,) * extra, *value.shape[self.scale.ndim :])
+            value.reshape((*self.scale.shape, *(1,) * extra, *value.shape[self.scale.ndim :]))
             for value in (self.rotation, self.translation, self.scale)
         )
         return scale[..., None] * rotate(rotation, points) + translation
