@@ -193,6 +193,7 @@ def test_field_of_view_comes_from_the_equivalent_focal_length(tmp_path: Path) ->
     assert field_of_view(photo(200, 300, 18)) == pytest.approx(90)
     assert field_of_view(photo(400, 300, 26)) == pytest.approx(67.3, abs=0.1)  # a phone's main camera
     assert field_of_view(photo(300, 200, 0)) is None
+    assert field_of_view(photo(300, 200, "wide")) is None
     assert field_of_view(photo(300, 200, None)) is None
 
 
@@ -219,6 +220,26 @@ def test_video_frames_are_all_read_or_evenly_spaced(tmp_path: Path, suffix: str)
     for views in (0, 13):
         with pytest.raises(ValueError, match="of 12 frames; accepted are 1 to 12"):
             read_video(path, views)
+
+
+def test_a_video_filmed_sideways_stands_upright(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        frame = np.zeros((32, 48, 3), np.uint8)
+        frame[:, 24:] = 255
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    data = path.read_bytes()
+    upright = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    clockwise = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 32 << 16, 0, 1 << 30)
+    track = data.index(b"tkhd")  # its matrix says how a player turns the picture
+    path.write_bytes(data[:track] + data[track:].replace(upright, clockwise, 1))
+    video = read_video(path)
+    assert video.shape == (1, 3, 48, 32)
+    assert video[..., :20, :].mean() < 0.1
+    assert video[..., 28:, :].mean() > 0.9
 
 
 def test_large_videos_are_reduced_but_not_to_stamps(tmp_path: Path) -> None:
@@ -251,6 +272,17 @@ def test_broken_videos_are_refused(tmp_path: Path) -> None:
         read_video(tmp_path)
     with pytest.raises(FileNotFoundError):
         read_video(tmp_path / "missing.mp4")
+
+
+def test_a_video_that_lost_frames_is_refused(tmp_path: Path) -> None:
+    path = video(tmp_path / "a.mov")
+    data = path.read_bytes()
+    start = data.index(b"stsz")  # the count of frames and their sizes, of which half are now nothing
+    sizes = struct.unpack(">12i", data[start + 16 : start + 64])
+    kept = struct.pack(">12i", *sizes[:6], *[0] * 6)
+    path.write_bytes(data[: start + 16] + kept + data[start + 64 :])
+    with pytest.raises(ValueError, match=r"a.mov: .*accepted are whole video files"):
+        read_video(path)
 
 
 def test_resize_keeps_constants_and_means() -> None:

@@ -92,6 +92,15 @@ def test_a_capture_keeps_its_order_and_skips_missing_images(tmp_path: Path) -> N
         assert views.cameras.camera_to_world.diagonal(dim1=-1, dim2=-2)[0].tolist() == [1, -1, -1, 1]
 
 
+def test_a_capture_with_wanted_cameras_and_without_suffixes(tmp_path: Path) -> None:
+    folder = capture(tmp_path / "room")
+    frames = json.loads((folder / "transforms.json").read_text())["frames"]
+    frames[0]["file_path"], frames[1]["file_path"] = None, "images/1"
+    views = open(capture(folder, frames=frames))
+    assert isinstance(views, Views)
+    assert (views.images[:, 0, 0, 0] * 255).round().tolist() == [10, 20]
+
+
 def test_a_capture_of_smaller_images_than_it_says(tmp_path: Path) -> None:
     views = open(capture(tmp_path / "room", height=12, width=16))
     assert isinstance(views, Views)
@@ -260,7 +269,9 @@ def test_corrupted_and_foreign_safetensors(folder: Path) -> None:
     for message, tensors in foreign.items():
         safetensors.torch.save_file(tensors, path)
         assert message in refused(folder)
-    path.write_bytes(whole)
+    change(folder, holds=["points", "confidence", "rotation"])
+    safetensors.torch.save_file({"rotation": torch.eye(3)}, path)
+    assert "found ['rotation']; accepted is ['rotation', 'scale', 'translation']" in refused(folder)
     safetensors.torch.save_file(
         {"points": torch.zeros(3, 16, 24, 3), "confidence": torch.zeros(3)}, folder / "geometry.safetensors"
     )
