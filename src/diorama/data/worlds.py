@@ -1,7 +1,7 @@
 """Procedural worlds: rooms, outdoor places and objects with exact images, depth and cameras, deterministic by seed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diorama.data.outdoors import outdoor
 from diorama.data.paths import choose_path
-from diorama.data.places import PLACES
+from diorama.data.places import objects, room
 from diorama.data.raycast import FAR, KINDS, Solids
 from diorama.data.scenery import CAPACITY, MATERIALS, Builder, Spot
 from diorama.data.shading import Air, Stage, exposed, render_worlds
@@ -24,12 +25,13 @@ SPLITS = {
     "validation": range(10_000_000, 10_100_000),
     "test": range(10_100_000, 10_200_000),
 }
+PLACES = {"room": room, "outdoor": outdoor, "objects": objects}
 SHARES = {"room": 0.55, "outdoor": 0.25, "objects": 0.2}
 
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """One procedural scene: y up, metres; solids and light have a world axis of one so that worlds batch by stacking."""
+    """One procedural scene, y up, in metres; its solids and light have a world axis of one, so that worlds stack."""
 
     seed: int
     kind: str
@@ -126,17 +128,14 @@ def _bound(kind: str, row: tuple) -> float:
 def stack(worlds: Sequence[World]) -> tuple[Solids, Float[Tensor, "world material number"], Air]:
     """Solids, materials and air of several worlds along one world axis."""
 
-    def join(kind: type, parts: list):
-        first = parts[0]
-        return kind(**{
-            f.name: torch.cat([getattr(p, f.name) for p in parts]) if isinstance(getattr(first, f.name), Tensor) else getattr(first, f.name)
-            for f in fields(kind)
-        })  # fmt: skip
+    def join(parts: list):
+        rows = {f.name: [getattr(p, f.name) for p in parts] for f in fields(parts[0])}
+        return replace(parts[0], **{k: torch.cat(v) for k, v in rows.items() if isinstance(v[0], Tensor)})
 
     return (
-        join(Solids, [w.solids for w in worlds]),
+        join([w.solids for w in worlds]),
         torch.cat([w.materials for w in worlds]),
-        join(Air, [w.air for w in worlds]),
+        join([w.air for w in worlds]),
     )
 
 
@@ -153,9 +152,8 @@ def render(world: World, cameras: Cameras, *, samples: int = 4) -> Views:
 def render_batch(worlds: Sequence[World], cameras: Cameras, *, samples: int = 4) -> Views:
     """The same for several worlds at once, cameras "batch view" with one batch entry per world; fast on a GPU."""
     if cameras.camera_to_world.shape[:-3] != (len(worlds),):
-        raise ValueError(
-            f"{len(worlds)} worlds need cameras of batch shape ({len(worlds)},), found {tuple(cameras.camera_to_world.shape[:-3])}"
-        )
+        found = tuple(cameras.camera_to_world.shape[:-3])
+        raise ValueError(f"{len(worlds)} worlds need cameras of batch shape ({len(worlds)},), found {found}")
     if samples < 1:
         raise ValueError(f"{samples} samples a pixel: accepted are integers from 1 on")
     if any(w.pictures is not worlds[0].pictures for w in worlds):

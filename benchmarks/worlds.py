@@ -1,0 +1,108 @@
+"""How fast are the Worlds? The culled, adaptive renderer against a plain loop over solids; writes results/worlds.json.
+
+    python benchmarks/worlds.py                         # one thread, 12 worlds, 128x128, 4 samples
+    python benchmarks/worlds.py --device cuda --worlds 64
+
+The reference casts every sample of every pixel, and every shadow ray, against every solid in turn; the rest of its
+work, the shading, is the same code. The table also says how far its pictures and distances are from the fast ones.
+"""
+
+import json
+import os
+import platform
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from unittest import mock
+
+import torch
+import tyro
+
+from diorama.data import raycast, shading
+from diorama.data.worlds import WORLDS_VERSION, World, render_batch, world
+from diorama.geometry.cameras import Cameras
+from diorama.scene import Views
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is measured; seeds start at 0."""
+
+    worlds: int = 12
+    views: int = 4
+    size: int = 128
+    samples: int = 4
+    threads: int = 1
+    device: str = "cpu"
+    reference_worlds: int = 2
+    out: Path = Path(__file__).parent / "results" / "worlds.json"
+
+
+def plainly(solids: raycast.Solids, rays: raycast.Bundle, shadow: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """`raycast.cast` without culling; for shadows, solids that cast none are left out by their bound."""
+    if shadow:
+        bound = torch.where(solids.casts, solids.bound, -1)
+        solids = raycast.Solids(**{**vars(solids), "bound": bound})
+    return raycast.cast_plainly(solids, rays)
+
+
+def timed(worlds: list[World], cameras: Cameras, samples: int) -> tuple[Views, float]:
+    """A rendering and the seconds it took."""
+    if cameras.camera_to_world.is_cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    views = render_batch(worlds, cameras, samples=samples)
+    if cameras.camera_to_world.is_cuda:
+        torch.cuda.synchronize()
+    return views, time.perf_counter() - start
+
+
+def main(config: Config) -> None:
+    """Measure, print the table and write the numbers."""
+    torch.set_num_threads(config.threads)
+    start = time.perf_counter()
+    worlds = [world(seed) for seed in range(config.worlds)]
+    built = time.perf_counter()
+    paths = [w.path(config.views, config.size, config.size) for w in worlds]
+    drawn = time.perf_counter()
+    poses, intrinsics = (torch.stack([getattr(p, n) for p in paths]) for n in ("camera_to_world", "intrinsics"))
+    cameras = Cameras(poses, intrinsics, config.size, config.size).to(config.device)
+    timed(worlds[:1], _first(cameras, 1), config.samples)
+    fast, seconds = timed(worlds, cameras, config.samples)
+    some = config.reference_worlds
+    # a contrast below zero marks every pixel as an edge, so that every pixel gets all its samples
+    with mock.patch.object(shading, "cast", plainly), mock.patch.object(shading, "CONTRAST", -1.0):
+        plain, slow = timed(worlds[:some], _first(cameras, some), config.samples)
+    numbers = {
+        "views_per_second": config.worlds * config.views / seconds,
+        "plain_views_per_second": some * config.views / slow,
+        "milliseconds_per_world": 1e3 * (built - start) / config.worlds,
+        "milliseconds_per_path": 1e3 * (drawn - built) / config.worlds,
+        "image_difference": float((fast.images[:some] - plain.images).abs().mean()),
+        "depth_difference": float((fast.depth[:some] / plain.depth - 1).abs().max()),
+    }
+    numbers["speedup"] = numbers["views_per_second"] / numbers["plain_views_per_second"]
+    for name, value in numbers.items():
+        print(f"{name:>26} {value:10.5f}" if value < 0.01 else f"{name:>26} {value:10.2f}")
+    settings = {k: v for k, v in vars(config).items() if k != "out"}
+    machine = {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "torch": metadata.version("torch"),
+    }
+    if config.device != "cpu":
+        machine["gpu"] = torch.cuda.get_device_name()
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    config.out.write_text(
+        json.dumps({"numbers": numbers, "settings": settings, "machine": machine, "version": WORLDS_VERSION}, indent=1)
+        + "\n"
+    )
+
+
+def _first(cameras: Cameras, count: int) -> Cameras:
+    return Cameras(cameras.camera_to_world[:count], cameras.intrinsics[:count], cameras.height, cameras.width)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
