@@ -18,7 +18,7 @@ TRIES, PROBES, GOOD = 4, 5, 0.03
 
 
 def choose_path(world: "World", views: int, height: int, width: int, kind: str | None = None) -> Cameras:
-    """The first of several drawn paths that is free, sees more than a wall and keeps overlap; the best one if none is."""
+    """The first of many drawn paths that is free, sees more than a wall and keeps overlap; the best if none is."""
     if kind is not None and kind not in MOVES:
         raise ValueError(f"path kind {kind!r}: accepted are {', '.join(MOVES)}")
     if views < 1:
@@ -62,8 +62,8 @@ def _draw(world: "World", rng: np.random.Generator, move: str) -> dict[str, np.n
         "move": move,
         "eye": eye,
         "target": target,
-        "turn": rng.uniform(0.6, 1.4) * rng.choice((-1, 1)),
-        "share": rng.uniform(0.4, 0.8),
+        "turn": rng.uniform(1.4, 3.0) * rng.choice((-1, 1)),
+        "share": rng.uniform(1.0, 1.8),
         "lift": rng.uniform(-0.15, 0.15),
         "phase": rng.uniform(0, 2 * np.pi, 6),
         "shake": rng.uniform(0.3, 1.0, 6),
@@ -124,7 +124,7 @@ def _look_at(eye: np.ndarray, target: np.ndarray, roll: np.ndarray) -> np.ndarra
 
 def _faults(world: "World", solids: Solids, cameras: Cameras) -> list[float]:
     """How far each of a batch of paths is from being free, varied and overlapping; 0 if all is well."""
-    origins, directions = cameras.rays()
+    _origins, directions = cameras.rays()
     paths, views = directions.shape[:2]
     rays = Bundle(
         cameras.centers.reshape(-1, 3),
@@ -150,7 +150,7 @@ def _faults(world: "World", solids: Solids, cameras: Cameras) -> list[float]:
     far = (usual.amax(1) / usual.amin(1) / 2.5 - 1).clamp_min(0)
     points = cameras.unproject(depth.reshape(paths, views, cameras.height, cameras.width).clamp_max(30))
     shared, shift = _overlap(cameras, points)
-    overlap = (0.35 - shared).clamp_min(0)
+    overlap = (0.15 - shared).clamp_min(0)
     still = (0.32 - shift).clamp_min(0)
     total = inside * 10 + near * 3 + dull * 2 + few + far + overlap * 2 + still
     return [float(x) if x > 1e-6 else 0.0 for x in total]

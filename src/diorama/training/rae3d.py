@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from diorama.data.cache import WorldsCache
+from diorama.data.transforms import mirrored
 from diorama.evaluation.metrics import depth_abs_rel, psnr
 from diorama.models.rae3d import RAE3D, SIZES
 from diorama.pipelines.tokens import encode_views
@@ -44,6 +45,8 @@ class Config(Run):
     """Share of hidden views in those samples."""
     blind_probability: float = 0.02
     """Share of samples all of whose views hide their image."""
+    mirror: bool = False
+    """Show half of the samples as their mirror image."""
     gradient_weight: float = 0.0
     """Weight of the image-gradient loss."""
     point_weight: float = 1.0
@@ -83,7 +86,10 @@ class RAE3DStage:
         # Half of the samples keep time's order among the known views, so that both kinds of first view are learnt.
         sorted_known = torch.cat([order[:, :known].sort(1).values, order[:, known:]], 1)
         keep = torch.rand(config.batch, 1, generator=generator) < 0.5
-        return self.data.batch(scenes, torch.where(keep, sorted_known, order)), known
+        views = self.data.batch(scenes, torch.where(keep, sorted_known, order))
+        if config.mirror:
+            views = mirrored(views, torch.rand(config.batch, generator=generator) < 0.5)
+        return views, known
 
     def phases(self, batch: tuple[Views, int], generator: torch.Generator) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """The one phase: image, gradient and point losses."""

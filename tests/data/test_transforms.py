@@ -1,0 +1,40 @@
+"""Mirroring keeps images, cameras and points in step."""
+
+import torch
+
+from diorama.data.transforms import mirrored
+from diorama.geometry.cameras import Cameras
+from diorama.geometry.rotations import axis_angle_to_matrix
+from diorama.scene import Views
+
+
+def make_views() -> Views:
+    generator = torch.Generator().manual_seed(0)
+    poses = torch.eye(4).repeat(2, 3, 1, 1)
+    poses[..., :3, :3] = axis_angle_to_matrix(torch.randn(2, 3, 3, generator=generator))
+    poses[..., :3, 3] = torch.randn(2, 3, 3, generator=generator)
+    cameras = Cameras.from_fov(60.0, 6, 8, poses).cropped(1, 2, 6, 7)
+    depth = 1 + torch.rand(2, 3, 6, 7, generator=generator)
+    images = torch.rand(2, 3, 3, 6, 7, generator=generator)
+    return Views(images, cameras, cameras.unproject(depth), torch.rand(2, 3, 6, 7, generator=generator))
+
+
+def test_mirrored_points_lie_on_the_mirrored_rays() -> None:
+    views = make_views()
+    other = mirrored(views, torch.tensor([True, False]))
+    other.cameras.checked()
+    pixels, depth = other.cameras.project(other.points)
+    torch.testing.assert_close(depth[0], views.depth[0].flip(-1))
+    torch.testing.assert_close(pixels[0, :, :, 0, 0], torch.full((3, 6), 0.5), atol=1e-4, rtol=0)
+    torch.testing.assert_close(other.images[0], views.images[0].flip(-1))
+
+
+def test_unchosen_scenes_stay_and_twice_is_nothing() -> None:
+    views = make_views()
+    both = torch.tensor([True, True])
+    other = mirrored(views, torch.tensor([True, False]))
+    torch.testing.assert_close(other.points[1], views.points[1])
+    torch.testing.assert_close(other.cameras.intrinsics[1], views.cameras.intrinsics[1])
+    twice = mirrored(mirrored(views, both), both)
+    torch.testing.assert_close(twice.points, views.points)
+    torch.testing.assert_close(twice.cameras.camera_to_world, views.cameras.camera_to_world)
