@@ -73,8 +73,8 @@ def test_the_readme_captions_every_file_and_no_other():
         folders[level:] = [name]
         captioned.add("".join(folders))
     shown = {str(path.relative_to(ROOT)) for path in SOURCES if path.stat().st_size}
-    assert not shown - captioned, "without a caption in README.md"
-    assert not {path for path in captioned if not (ROOT / path).exists()}, "captioned in README.md but absent"
+    assert sorted(shown - captioned) == [], "without a caption in README.md"
+    assert [path for path in sorted(captioned) if not (ROOT / path).exists()] == [], "captioned but absent"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "src")))
