@@ -95,6 +95,8 @@ def test_resizing_details():
     doubled = views.resized(10, 14)
     close(doubled.depth[:, ::2, ::2], views.depth)
     assert torch.equal(doubled.confidence[:, 1::2, 1::2], views.confidence)
+    third = random_views(0, 2, height=9, width=9)[0]
+    close(third.resized(3, 3).depth, third.depth[:, 1::3, 1::3])  # the middle of each block
     grey = Views(torch.full((2, 3, 6, 6), 0.25)).resized(4, 3)
     close(grey.images, torch.full((2, 3, 4, 3), 0.25), 1e-6)
     assert grey.cameras is None

@@ -252,12 +252,3 @@ def test_construction_errors():
     for degrees in (0.0, 180.0, -5.0, float("nan")):
         with pytest.raises(ValueError, match="field of view"):
             Cameras.from_fov(degrees, 4, 4)
-
-
-def test_matrix_precision_of_the_process_does_not_reach_rays():
-    cameras = random_cameras(1, 2).to(torch.float32)
-    exact = cameras.plucker()
-    with torch.autocast("cpu", torch.bfloat16):
-        moved, _ = cameras.normalized()
-        assert torch.equal(cameras.plucker(), exact)
-    assert torch.equal(moved.camera_to_world, cameras.normalized()[0].camera_to_world)

@@ -59,6 +59,27 @@ def test_single_precision_stays_single():
         Cameras.from_fov(50.0, 4, 6)
 
 
+def test_reduced_precision_of_matrix_products_does_not_reach_cameras():
+    cameras, similarity = random_cameras(0, 3).to(torch.float32), random_similarity(1).to(torch.float32)
+
+    def results():
+        yield cameras.plucker()
+        yield cameras.normalized()[0].camera_to_world
+        yield cameras.project(cameras.unproject(cameras.rays()[1][..., 0]))[0]
+        yield cameras.transformed(similarity.then(similarity.inverse())).camera_to_world
+        yield alignment.align_rotations(cameras[1:], cameras[:2]).rotation
+        yield alignment.align_centers(cameras, cameras.normalized()[0]).rotation
+        yield interpolate(cameras, 9).camera_to_world
+        yield rotations.geodesic_angle(cameras.camera_to_world[:1, :3, :3], cameras.camera_to_world[1:2, :3, :3])
+        for name in TRAJECTORIES:
+            yield trajectory(name, cameras[1], 4).camera_to_world
+
+    exact = list(results())
+    with torch.autocast("cpu", torch.bfloat16):
+        for expected, found in zip(exact, results(), strict=True):
+            assert torch.equal(expected, found)
+
+
 def test_checked_goes_to_the_cpu_before_it_doubles(monkeypatch):
     cameras, home = random_cameras(0, 3).to(torch.float32), []
     double = torch.Tensor.double

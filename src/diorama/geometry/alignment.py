@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from diorama.geometry.cameras import COINCIDENT, Cameras
-from diorama.geometry.rotations import mean_rotation, nearest_rotation, rotate
+from diorama.geometry.rotations import mean_rotation, nearest_rotation, product, rotate
 from diorama.geometry.similarity import Similarity
 
 Scale = Literal["least_squares", "variance_ratio", "none"]
@@ -53,8 +53,8 @@ def align_centers(source: Cameras, target: Cameras) -> Similarity:
 
 def align_rotations(source: Cameras, target: Cameras) -> Similarity:
     """The mean rotation between orientations of paired cameras, then scale and translation by their centres."""
-    between = rotate(target.camera_to_world[..., None, :3, :3], source.camera_to_world[..., :3, :3]).mT
-    rotation = mean_rotation(between)
+    before, after = (cameras.camera_to_world[..., :3, :3] for cameras in (source, target))
+    rotation = mean_rotation(product(after, before.mT))
     share = torch.full_like(source.centers[..., :1], 1 / source.views)
     anchors = source.centers.mean(-2), target.centers.mean(-2)
     return _fit(rotation, anchors, (source.centers, target.centers), share, "least_squares")
@@ -62,7 +62,8 @@ def align_rotations(source: Cameras, target: Cameras) -> Similarity:
 
 def align_first_view(source: Cameras, target: Cameras) -> Similarity:
     """The map that takes the first camera onto its partner exactly, with the scale of least squares of the centres."""
-    rotation = rotate(target.camera_to_world[..., 0, None, :3, :3], source.camera_to_world[..., 0, :3, :3]).mT
+    before, after = (cameras.camera_to_world[..., 0, :3, :3] for cameras in (source, target))
+    rotation = product(after, before.mT)
     share = torch.full_like(source.centers[..., :1], 1 / source.views)
     anchors = source.centers[..., 0, :], target.centers[..., 0, :]
     return _fit(rotation, anchors, (source.centers, target.centers), share, "least_squares")

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diorama.geometry.rotations import rotate
+from diorama.geometry.rotations import product, rotate
 from diorama.geometry.similarity import Similarity
 
 # Two cameras closer than this share of the farthest one's size count as the same place (pure rotation, single view).
@@ -143,7 +143,7 @@ class Cameras:
     def transformed(self, similarity: Similarity) -> "Cameras":
         """The same cameras after the world was mapped by `similarity`."""
         moved = self.camera_to_world.clone()
-        moved[..., :3, :3] = rotate(similarity.rotation[..., None, None, :, :], moved[..., :3, :3].mT).mT
+        moved[..., :3, :3] = product(similarity.rotation[..., None, :, :], moved[..., :3, :3])
         moved[..., :3, 3] = similarity.apply(self.centers)
         return replace(self, camera_to_world=moved)
 

@@ -6,9 +6,14 @@ from torch import Tensor
 
 
 def rotate(rotation: Float[Tensor, "*#batch 3 3"], vectors: Float[Tensor, "*#batch 3"]) -> Float[Tensor, "*batch 3"]:
-    """Rotated vectors, summed without a matrix product: autocast and TF32 would keep three digits of a camera."""
+    """Rotated vectors, by sums: in a matrix product autocast or TF32 would keep only three digits of a camera."""
     x, y, z = vectors[..., None].unbind(-2)
     return rotation[..., 0] * x + rotation[..., 1] * y + rotation[..., 2] * z
+
+
+def product(second: Float[Tensor, "*#batch 3 3"], first: Float[Tensor, "*#batch 3 3"]) -> Float[Tensor, "*batch 3 3"]:
+    """The rotation `first` and then `second`, as precise as `rotate`."""
+    return rotate(second[..., None, :, :], first.mT).mT
 
 
 def matrix_from_quaternion(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 3 3"]:
@@ -46,7 +51,7 @@ def matrix_from_vector(vector: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*bat
     cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
     angle = vector.norm(dim=-1)[..., None, None] / torch.pi
     eye = torch.eye(3, dtype=vector.dtype, device=vector.device)
-    return eye + torch.sinc(angle) * cross + 0.5 * torch.sinc(angle / 2).square() * (cross @ cross)
+    return eye + torch.sinc(angle) * cross + 0.5 * torch.sinc(angle / 2).square() * product(cross, cross)
 
 
 def vector_from_matrix(rotation: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:
@@ -62,12 +67,12 @@ def slerp(
     start: Float[Tensor, "*batch 3 3"], end: Float[Tensor, "*batch 3 3"], share: Float[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch 3 3"]:
     """The rotation at `share` (0 start, 1 end) of the shortest turn between two, at uniform speed."""
-    return start @ matrix_from_vector(share[..., None] * vector_from_matrix(start.mT @ end))
+    return product(start, matrix_from_vector(share[..., None] * vector_from_matrix(product(start.mT, end))))
 
 
 def geodesic_angle(first: Float[Tensor, "*batch 3 3"], second: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch"]:
     """Radians in [0, pi] between two rotations, with finite gradients and no loss of digits near 0 and pi."""
-    between = first.mT @ second
+    between = product(first.mT, second)
     # arccos of the trace alone keeps half of the digits at both ends; the antisymmetric part has the other half.
     twist = between - between.mT
     sine = torch.stack([twist[..., 2, 1], twist[..., 0, 2], twist[..., 1, 0]], -1).norm(dim=-1) / 2
@@ -78,8 +83,8 @@ def nearest_rotation(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*bat
     """A rotation (determinant 1) that is closest to a matrix in Frobenius norm."""
     left, _, right = torch.linalg.svd(matrix)
     sign = torch.ones_like(matrix[..., 0])
-    sign[..., 2] = torch.linalg.det(left @ right).sign()
-    return (left * sign[..., None, :]) @ right
+    sign[..., 2] = torch.linalg.det(product(left, right)).sign()
+    return product(left * sign[..., None, :], right)
 
 
 def mean_rotation(rotations: Float[Tensor, "*batch view 3 3"]) -> Float[Tensor, "*batch 3 3"]:

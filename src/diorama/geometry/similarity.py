@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diorama.geometry.rotations import rotate
+from diorama.geometry.rotations import product, rotate
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +39,9 @@ class Similarity:
 
     def then(self, other: "Similarity") -> "Similarity":
         """This map first, `other` after it."""
-        rotation = rotate(other.rotation[..., None, :, :], self.rotation.mT).mT
-        return type(self)(rotation, other.apply(self.translation), other.scale * self.scale)
+        return type(self)(
+            product(other.rotation, self.rotation), other.apply(self.translation), other.scale * self.scale
+        )
 
     def to(self, *args: Any) -> "Similarity":
         """On another device or in another dtype, with the arguments of `Tensor.to`."""

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diorama.geometry.cameras import Cameras
-from diorama.geometry.rotations import matrix_from_vector, vector_from_matrix
+from diorama.geometry.rotations import matrix_from_vector, product, rotate, vector_from_matrix
 
 
 def static(start: Cameras, views: int) -> Cameras:
@@ -57,7 +57,7 @@ def orbit(start: Cameras, views: int, degrees: float = 60.0, radius: float = 1.0
     angle = -math.radians(_finite("degrees", degrees))
     turn = _shares(start, views, 0.0, angle, 0.0)
     target = turn.new_tensor([0.0, 0.0, _finite("radius", radius, above=0.0)])
-    return _path(start, views, turn=turn, shift=target - matrix_from_vector(turn) @ target)
+    return _path(start, views, turn=turn, shift=target - rotate(matrix_from_vector(turn), target))
 
 
 def spiral(start: Cameras, views: int, radius: float = 0.2, turns: float = 2.0, distance: float = 1.0) -> Cameras:
@@ -95,14 +95,13 @@ def interpolate(keyframes: Cameras, views: int) -> Cameras:
     share = (torch.arange(views).to(pose) - nodes[index])[:, None] / length[index]
 
     rotation, centers = pose[..., :3, :3], keyframes.centers
-    turn = vector_from_matrix(rotation[..., :-1, :, :].mT @ rotation[..., 1:, :, :])
+    turn = vector_from_matrix(product(rotation[..., :-1, :, :].mT, rotation[..., 1:, :, :]))
     walk = centers[..., 1:, :] - centers[..., :-1, :]
     path = torch.zeros_like(pose[..., index, :, :])
     path[..., :3, 3] = centers[..., index, :] + share * walk[..., index, :] + _correction(walk, length, index, share)
-    path[..., :3, :3] = (
-        rotation[..., index, :, :]
-        @ matrix_from_vector(share * turn[..., index, :])
-        @ matrix_from_vector(_correction(turn, length, index, share))
+    path[..., :3, :3] = product(
+        product(rotation[..., index, :, :], matrix_from_vector(share * turn[..., index, :])),
+        matrix_from_vector(_correction(turn, length, index, share)),
     )
     path[..., 3, 3] = 1
     path[..., list(places), :, :] = pose  # free of rounding: known cameras must equal the wanted ones
@@ -175,10 +174,10 @@ def _path(
     if shift is not None:
         motion[:, :3, 3] = shift
     pose, intrinsics = start.camera_to_world, start.intrinsics
-    # The first camera is taken over, not computed: reduced-precision products would move it.
-    poses = torch.cat([pose, pose @ motion[1:]], -3)
-    lenses = intrinsics.expand(*intrinsics.shape[:-3], views, 3, 3) * (1 if focal is None else focal)
-    return replace(start, camera_to_world=poses, intrinsics=torch.cat([intrinsics, lenses[..., 1:, :, :]], -3))
+    # Sums, not a matrix product, which autocast or TF32 would round; so the first camera comes out as it went in.
+    poses = (pose[..., None] * motion[:, None]).sum(-2)
+    lenses = intrinsics.expand(*intrinsics.shape[:-3], views, 3, 3)
+    return replace(start, camera_to_world=poses, intrinsics=lenses if focal is None else lenses * focal)
 
 
 def _shares(start: Cameras, views: int, *amplitude: float) -> Float[Tensor, "view value"]:
