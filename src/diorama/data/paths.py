@@ -86,7 +86,7 @@ def _poses(curve: dict, views: int) -> Float[Tensor, "view 4 4"]:
         rim = eye - target
         at = target + np.concatenate([rim[0] * c + rim[2] * d, rim[1] + curve["lift"] * s, -rim[0] * d + rim[2] * c], 1)
     elif curve["move"] == "dolly":
-        at = eye + (s + 0.5) * ahead * curve["share"] * 0.9 * (1, 0.2, 1) + side * curve["lift"] * s * 4
+        at = eye + (s + 0.5) * ahead * curve["share"] * 0.42 * (1, 0.2, 1) + side * curve["lift"] * s * 4
         look = target + side * curve["turn"] * s * 0.3
     elif curve["move"] == "truck":
         at = eye + side * np.sign(curve["turn"]) * s * curve["share"] * distance + up * curve["lift"] * s
