@@ -86,7 +86,9 @@ def main(options: Options) -> None:
     if blur is None:
         console.print("tuning the baselines' blur on 64 validation scenes")
         blur = tuned_blur(worlds(options, "validation", 64, side), options.batch)
-    report = measure(pipeline, worlds(options, "test", test, side), blur, generated, options)
+    data = worlds(options, "test", test, side)
+    console.print(f"reconstructing {test} scenes, generating {generated} with {options.seeds} seeds: takes minutes")
+    report = measure(pipeline, data, blur, generated, options)
     report = {**described(pipeline, options, side), **report, "seconds": round(time.time() - begun)}
     show(report, console)
     options.out.parent.mkdir(parents=True, exist_ok=True)
