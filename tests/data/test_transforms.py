@@ -4,14 +4,14 @@ import torch
 
 from diorama.data.transforms import mirrored
 from diorama.geometry.cameras import Cameras
-from diorama.geometry.rotations import axis_angle_to_matrix
+from diorama.geometry.rotations import matrix_from_vector
 from diorama.scene import Views
 
 
 def make_views() -> Views:
     generator = torch.Generator().manual_seed(0)
     poses = torch.eye(4).repeat(2, 3, 1, 1)
-    poses[..., :3, :3] = axis_angle_to_matrix(torch.randn(2, 3, 3, generator=generator))
+    poses[..., :3, :3] = matrix_from_vector(torch.randn(2, 3, 3, generator=generator))
     poses[..., :3, 3] = torch.randn(2, 3, 3, generator=generator)
     cameras = Cameras.from_fov(60.0, 6, 8, poses).cropped(1, 2, 6, 7)
     depth = 1 + torch.rand(2, 3, 6, 7, generator=generator)
