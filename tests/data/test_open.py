@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import diorama
-from diorama.data.open import open
+from diorama.data.open import open, open_capture
 from diorama.export.save import save
 from diorama.export.video import write_video
 from diorama.geometry.cameras import Cameras
@@ -279,3 +279,16 @@ def test_corrupted_and_foreign_safetensors(folder: Path) -> None:
         "confidence of torch.float32 and shape (3,); accepted are floating-point numbers of shape (3, 16, 24)"
         in refused(folder)
     )
+
+
+def test_a_capture_tells_the_cameras_of_absent_photos_too(tmp_path: Path) -> None:
+    folder = capture(tmp_path / "room", 4)
+    (folder / "images/2.png").unlink()
+    found = open_capture(folder)
+    assert found is not None
+    assert (found.at, found.cameras.views) == ((0, 1, 3), 4)
+    assert torch.equal(found.cameras[found.at].camera_to_world, found.views.cameras.camera_to_world)
+    found = open_capture(gen3r(tmp_path / "path", 5, ("first.png", "last.png"), 560, 600))
+    assert found is not None
+    assert (found.at, found.cameras.views, found.cameras.width) == ((0, 4), 5, 600)
+    assert open_capture(photo(tmp_path / "photos/a.png").parent) is None

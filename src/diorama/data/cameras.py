@@ -22,11 +22,17 @@ _ACCEPTED = (
 _PINHOLES = ("", "PINHOLE", "SIMPLE_PINHOLE", "OPENCV", "SIMPLE_RADIAL", "RADIAL", "perspective")
 
 
-def read_cameras(path: str | Path, height: int | None = None, width: int | None = None) -> Cameras:
+def read_cameras(
+    path: str | Path,
+    height: int | None = None,
+    width: int | None = None,
+    *,
+    unstated: tuple[int, int] | tuple[None, None] = (None, None),
+) -> Cameras:
     """The cameras of a file or of a folder that holds one, in the file's order and world frame.
 
-    They are scaled to `height` and `width` where these are given; a file that states no size needs them. Anything that
-    is not finite, rigid and of positive focal length raises ValueError naming the file and the camera.
+    They are scaled to `height` and `width` where these are given; a file that states no size needs them, or takes
+    `unstated`. What is not finite, rigid and of positive focal length raises ValueError naming the file and the camera.
     """
     path = _camera_file(Path(path))
     if (height is None) != (width is None):
@@ -34,7 +40,7 @@ def read_cameras(path: str | Path, height: int | None = None, width: int | None 
     document = read_json(path)
     try:
         if "frames" in document:
-            found = nerfstudio_cameras(document, height, width)
+            found = nerfstudio_cameras(document, *(unstated if height is None else (height, width)))
         elif "camera_path" in document:
             found = _nerfstudio_path(document)
         elif "extrinsics" in document:
@@ -47,6 +53,13 @@ def read_cameras(path: str | Path, height: int | None = None, width: int | None 
         return found.checked().to(torch.float32).checked()  # once more: 1e300 is finite until it is float32
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def widened(cameras: Cameras, height: int, width: int) -> Cameras:
+    """Cameras of whole images, given those of the largest centred part that has another shape (Gen3R: a square)."""
+    scale = min(height / cameras.height, width / cameras.width)
+    part = cameras.resized(round(cameras.height * scale), round(cameras.width * scale))
+    return part.cropped((part.height - height) // 2, (part.width - width) // 2, height, width)
 
 
 def read_json(path: Path) -> dict[str, Any]:

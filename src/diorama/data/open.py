@@ -3,12 +3,13 @@
 import math
 import re
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diorama.data.cameras import CAMERA_FILES, GEN3R_SIZE, nerfstudio_cameras, read_cameras, read_json
+from diorama.data.cameras import CAMERA_FILES, nerfstudio_cameras, read_cameras, read_json, widened
 from diorama.data.images import (
     MAX_PIXELS,
     MAX_PIXELS_TOGETHER,
@@ -31,6 +32,14 @@ _ACCEPTED = (
     "a photo, a video, a folder of photos, a folder with transforms.json (nerfstudio) or cameras.json (Gen3R), "
     "or a saved scene"
 )
+
+
+class Capture(NamedTuple):
+    """Photos with cameras, and all cameras of their file: often more than there are photos."""
+
+    views: Views
+    cameras: Cameras  # for images of the photos' size
+    at: tuple[int, ...]  # which of them took the photos
 
 
 def open(path: str | Path, *, field_of_view: float | None = None, views: int | None = None) -> Views | Scene:
@@ -56,22 +65,32 @@ def open(path: str | Path, *, field_of_view: float | None = None, views: int | N
     return Views(image[None], Cameras.from_fov(degrees, image.shape[-2], image.shape[-1]))
 
 
+def open_capture(folder: str | Path) -> Capture | None:
+    """The photos of a folder with transforms.json or cameras.json; None where it has neither."""
+    folder = Path(folder)
+    if (folder / "transforms.json").is_file():
+        return _nerfstudio_capture(folder)
+    if (folder / "cameras.json").is_file():
+        return _gen3r_capture(folder)
+    return None
+
+
 def _open_folder(folder: Path) -> Views | Scene:
     if (folder / "scene.json").is_file():
         return read_folder(folder)
-    if (folder / "transforms.json").is_file():
-        return _nerfstudio_views(folder)
+    capture = open_capture(folder)
+    return Views(_read_together(_photos(folder))) if capture is None else capture.views
+
+
+def _photos(folder: Path) -> list[Path]:
     photos = sorted((file for file in folder.iterdir() if file.suffix.lower() in PHOTO_SUFFIXES), key=_natural)
     if not photos:
         names = sorted(file.name for file in folder.iterdir())[:4]
         raise ValueError(f"{folder}: found a folder of {', '.join(names) or 'nothing'}; accepted is {_ACCEPTED}")
-    images = _read_together(photos)
-    if (folder / "cameras.json").is_file():
-        return Views(images, _gen3r_cameras(folder, photos, *images.shape[-2:]))
-    return Views(images)
+    return photos
 
 
-def _nerfstudio_views(folder: Path) -> Views:
+def _nerfstudio_capture(folder: Path) -> Capture:
     """The frames of transforms.json whose image is there; captures often list more than they hold."""
     path = folder / "transforms.json"
     document = read_json(path)
@@ -85,13 +104,14 @@ def _nerfstudio_views(folder: Path) -> Views:
     images = _read_together(files, upright=False)  # its cameras are those of the pixels as they lie in the file
     full = image_size(files[0])
     try:
-        cameras = nerfstudio_cameras(document, *full)[list(photos)].checked()
+        cameras = nerfstudio_cameras(document, *full).checked()
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if abs(math.log(cameras.width / cameras.height * full[0] / full[1])) > 0.02:
         found = f"cameras of {cameras.height}x{cameras.width} for images of {full[0]}x{full[1]}"
         raise ValueError(f"{path}: {found} ({files[0].name}); accepted is one shape for both")
-    return Views(images, cameras.resized(*images.shape[-2:]).to(torch.float32))
+    cameras, at = cameras.resized(*images.shape[-2:]).to(torch.float32), tuple(photos)
+    return Capture(Views(images, cameras[at]), cameras, at)
 
 
 def _frame_file(path: Path, index: int, frame: dict[str, object]) -> Path | None:
@@ -107,17 +127,18 @@ def _frame_file(path: Path, index: int, frame: dict[str, object]) -> Path | None
     return file if file.is_file() else None
 
 
-def _gen3r_cameras(folder: Path, photos: list[Path], height: int, width: int) -> Cameras:
+def _gen3r_capture(folder: Path) -> Capture:
     """Cameras of Gen3R's square centre crop, for the whole images; first.png and last.png are the path's two ends."""
-    cameras = read_cameras(folder / "cameras.json")
+    photos = _photos(folder)
+    images, cameras = _read_together(photos), read_cameras(folder / "cameras.json")
     names = [photo.stem for photo in photos]
+    at = tuple(range(cameras.views))
     if set(names) <= {"first", "last"}:
-        cameras = cameras[[0 if name == "first" else cameras.views - 1 for name in names]]
-    if cameras.views != len(photos):
+        at = tuple(0 if name == "first" else cameras.views - 1 for name in names)
+    if len(at) != len(photos):
         raise ValueError(f"{folder}: {cameras.views} cameras for {len(photos)} photos; each photo needs its own camera")
-    side = min(height, width)
-    whole = cameras.resized(side, side) if side != GEN3R_SIZE else cameras
-    return whole.cropped((side - height) // 2, (side - width) // 2, height, width)
+    cameras = widened(cameras, *images.shape[-2:])
+    return Capture(Views(images, cameras[at]), cameras, at)
 
 
 def _read_together(files: list[Path], upright: bool = True) -> Float[Tensor, "view 3 height width"]:
