@@ -70,3 +70,26 @@ def _subset(values: Tensor, chosen: list[list[int] | None] | None) -> Tensor:
         if index is not None:
             values = values.index_select(axis, torch.tensor(index))
     return values
+
+
+def weights(shapes: dict[str, list[int]], prefix: str = "") -> dict[str, Tensor]:
+    """Weights of a published model, each drawn from its name and scaled for its kind."""
+    state = {name: _weight(prefix + name, tuple(shape)) for name, shape in shapes.items()}
+    for name in state:
+        if name.endswith(".weight_v"):  # spectral norm's pair of vectors belong together
+            vector = state[name[:-1] + "orig"].flatten(1).double().T @ state[name[:-1] + "u"].double()
+            state[name] = (vector / vector.norm()).float()
+    return state
+
+
+def _weight(name: str, shape: tuple[int, ...]) -> Tensor:
+    leaf, inputs, values = name.rpartition(".")[2], math.prod(shape[1:]), draw(name, shape)
+    if leaf == "W":
+        return values
+    if leaf in ("pos_embed", "modulation") or "token" in leaf:
+        return 0.3 * values
+    if leaf in ("weight", "gamma") and inputs == 1:
+        return 1 + 0.1 * values
+    if leaf in ("weight_u", "weight_v"):
+        return values / values.norm()
+    return 0.1 * values if leaf == "bias" or inputs == 1 else values / math.sqrt(inputs)

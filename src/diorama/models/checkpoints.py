@@ -67,6 +67,7 @@ def _dit_ddt(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[di
     for name, tensor in state.items():
         stem, _, leaf = name.rpartition(".")
         parts = name.split(".")
+        known_block = parts[0] == "blocks" and parts[1] in map(str, range(layers + head_layers))
         if name == "pos_embed":
             ours["table"] = tensor[0]
         elif name == "t_embedder.W":
@@ -75,7 +76,7 @@ def _dit_ddt(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[di
             ours["label.weight"] = tensor
         elif stem in DIT_DDT:
             ours[f"{DIT_DDT[stem]}.{leaf}"] = tensor.flatten(1) if tensor.ndim == 4 else tensor  # 1x1 convolutions
-        elif parts[0] == "blocks" and ".".join(parts[2:-1]) in DIT_DDT_BLOCK:
+        elif known_block and ".".join(parts[2:-1]) in DIT_DDT_BLOCK:
             index = int(parts[1])
             place = f"blocks.{index}" if index < layers else f"head_blocks.{index - layers}"
             ours[f"{place}.{DIT_DDT_BLOCK['.'.join(parts[2:-1])]}.{leaf}"] = tensor
@@ -92,16 +93,18 @@ def _dit_ddt(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[di
 
 
 def check_weights(kind: type, folder: Path) -> None:
-    """ValueError, in one line, unless a folder's config and safetensors fit the model class to the last name and shape."""
+    """ValueError, in one line, unless a folder's config and safetensors fit the model class to the last shape."""
     config_file, weights_file = folder / "config.json", folder / WEIGHTS_FILE
     for file in (config_file, weights_file):
         if not file.is_file():
             raise ValueError(f"{file}: missing; a {kind.__name__} folder holds config.json and {WEIGHTS_FILE}")
     try:
         config = json.loads(config_file.read_text())
+        if not isinstance(config, dict) or config.get("_class_name", kind.__name__) != kind.__name__:
+            raise ValueError(f"found {config.get('_class_name') if isinstance(config, dict) else 'no JSON object'}")
         with torch.device("meta"):
             model = kind.from_config(config)  # type: ignore[attr-defined]
-    except (ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # a constructor may say anything of values that it cannot use
         raise ValueError(f"{config_file}: no config of {kind.__name__} ({str(error).splitlines()[0]})") from None
     try:
         with safe_open(weights_file, "pt") as file:

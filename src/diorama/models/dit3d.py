@@ -1,6 +1,6 @@
 """DiT3D: denoiser of 3D latent tokens, LightningDiT blocks with a wide DDT head (arXiv 2604.11331, section 3.2)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -13,7 +13,7 @@ from diorama.nn.blocks import ModulatedBlock, modulate
 from diorama.nn.embeddings import TimeEmbed
 
 # fmt: off
-SIZES = {  # keyword arguments of DiT3D by name, without tokens and channels, which are the autoencoder's
+SIZES: dict[str, dict[str, Any]] = {  # keyword arguments of DiT3D by name; tokens and channels are the autoencoder's
     "tiny": dict(dim=192,  layers=6,  heads=3,  head_dim=256,  head_layers=2, head_heads=4),
     "S":    dict(dim=384,  layers=12, heads=6,  head_dim=2048, head_layers=2, head_heads=16),
     "B":    dict(dim=768,  layers=12, heads=12, head_dim=2048, head_layers=2, head_heads=16),
@@ -38,6 +38,7 @@ class DiT3D(ModelMixin, ConfigMixin):
     """
 
     config_name = "config.json"
+    config: Any  # what __init__ was called with, by attribute
 
     @register_to_config
     def __init__(
@@ -82,10 +83,10 @@ class DiT3D(ModelMixin, ConfigMixin):
         self._initialize()
 
     def _initialize(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-        for block in (*self.blocks, *self.head_blocks):
+        if self.label is not None:
+            nn.init.normal_(self.label.weight, std=0.02)
+        blocks: list[ModulatedBlock] = [*self.blocks, *self.head_blocks]  # type: ignore[list-item]
+        for block in blocks:
             for layer in (block.attention.qkv, block.attention.proj, block.mlp.gate_value, block.mlp.out):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
@@ -125,8 +126,8 @@ class DiT3D(ModelMixin, ConfigMixin):
         state: Float[Tensor, "batch token dim"] | None = None,
     ) -> DiTOutput:
         """Velocity at time t (1 = noise); a given `state` skips the backbone."""
-        if (known is None) != (self.config.condition == "none"):  # type: ignore[attr-defined]
-            raise ValueError(f"condition {self.config.condition!r} with known tokens {known is not None}")  # type: ignore[attr-defined]
+        if (known is None) != (self.config.condition == "none"):
+            raise ValueError(f"condition {self.config.condition!r} with known tokens {known is not None}")
         if state is None:
             state = self.backbone(noisy, t, known, label)
         condition = self.state_projection(state)

@@ -1,7 +1,7 @@
 """RAE3D: any number of posed views <-> a fixed set of 3D latent tokens (arXiv 2604.11331, section 3.1)."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -15,7 +15,7 @@ from diorama.nn.dpt import DPTHead
 from diorama.nn.embeddings import IMAGE_MEAN, IMAGE_STD, PatchEmbed, RayEmbed
 
 # fmt: off
-SIZES = {  # keyword arguments of RAE3D by name; the paper's rows are its table 5
+SIZES: dict[str, dict[str, Any]] = {  # keyword arguments of RAE3D by name; the paper's rows are its table 5
     "tiny":      dict(patch=8,  tokens=64,   dim=192, heads=3,  neck_layers=4,  decoder_layers=4,  point_layers=3,  point_taps=(0, 1, 2, 2),   point_features=24,  point_channels=(24, 48, 96, 96),         ray_frequencies=6),  # noqa: E501
     "base-256":  dict(patch=14, tokens=256,  dim=768, heads=16, neck_layers=12, decoder_layers=16, point_layers=16, point_taps=(3, 7, 11, 15), point_features=256, point_channels=(256, 512, 1024, 1024), ray_frequencies=0),  # noqa: E501
     "base-512":  dict(patch=14, tokens=512,  dim=768, heads=16, neck_layers=12, decoder_layers=16, point_layers=16, point_taps=(3, 7, 11, 15), point_features=256, point_channels=(256, 512, 1024, 1024), ray_frequencies=0),  # noqa: E501
@@ -57,7 +57,8 @@ class ViewDecoder(nn.Module):
         for block in self.blocks[:-1]:
             x, own = block(x)
             memory.append(own)
-        return [*memory, self.blocks[-1].keys_values(x)]  # nobody reads the latents after the last layer
+        # Nobody reads the latents after the last layer.
+        return [*memory, self.blocks[-1].keys_values(x)]  # type: ignore[operator]
 
     def forward(
         self,
@@ -88,6 +89,7 @@ class RAE3D(ModelMixin, ConfigMixin):
     """
 
     config_name = "config.json"
+    config: Any  # what __init__ was called with, by attribute
     latent_mean: Tensor
     latent_std: Tensor
 
@@ -175,7 +177,7 @@ class RAE3D(ModelMixin, ConfigMixin):
             raise ValueError("this RAE3D has no point-map decoder (point_layers=0)")
         tokens, grid, batch = self._ray_tokens(rays)
         layers = self.point_decoder(tokens, scene.latents, scene.points)
-        raw = self.point_head([layers[tap] for tap in self.config.point_taps], grid, tuple(rays.shape[-2:]))  # type: ignore[attr-defined]
+        raw = self.point_head([layers[tap] for tap in self.config.point_taps], grid, tuple(rays.shape[-2:]))
         raw = raw.float().movedim(1, -1).unflatten(0, (batch, -1))
         return raw[..., :3].sign() * raw[..., :3].abs().expm1(), 1 + raw[..., 3].exp()
 
@@ -192,11 +194,11 @@ class RAE3D(ModelMixin, ConfigMixin):
     def _ray_tokens(self, rays: Float[Tensor, "batch view 6 height width"]) -> tuple[Tensor, tuple[int, int], int]:
         batch, views, _, height, width = rays.shape
         self._check_size(height, width)
-        patch = self.config.patch  # type: ignore[attr-defined]
+        patch = self.config.patch
         hidden = torch.zeros(batch * views, dtype=torch.bool, device=rays.device)
         return self.ray_embed(rays.flatten(0, 1), hidden), (height // patch, width // patch), batch
 
     def _check_size(self, height: int, width: int) -> None:
-        patch = self.config.patch  # type: ignore[attr-defined]
+        patch = self.config.patch
         if height % patch or width % patch:
             raise ValueError(f"image size {height}x{width}: both sides must be multiples of {patch}")

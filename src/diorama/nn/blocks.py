@@ -38,9 +38,9 @@ class Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(dim, bias=False)
         self.mlp = MLP(dim, mlp_ratio)
         for layer in (self.attention.qkv, self.mlp[0]):
-            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.normal_(layer.weight, std=0.02)  # type: ignore[arg-type]
         for layer in (self.attention.proj, self.mlp[2]):  # keeps the residual stream's size independent of depth
-            nn.init.normal_(layer.weight, std=0.02 / (2 * (depth + 1)) ** 0.5)
+            nn.init.normal_(layer.weight, std=0.02 / (2 * (depth + 1)) ** 0.5)  # type: ignore[arg-type]
 
     def keys_values(self, x: Float[Tensor, "batch token dim"]) -> KeysValues:
         """What later tokens need to attend to these ones at this block."""

@@ -27,6 +27,8 @@ class RayEmbed(nn.Module):
     `frequencies` > 0 adds Fourier features of each patch's mean ray, which lets small models tell near rays apart.
     """
 
+    octaves: Tensor
+
     def __init__(self, dim: int, patch: int, frequencies: int = 0) -> None:
         super().__init__()
         self.patch = patch
@@ -50,12 +52,14 @@ class RayEmbed(nn.Module):
 class TimeEmbed(nn.Module):
     """Gaussian Fourier features of t in [0, 1] through a small MLP; the frequencies are frozen."""
 
+    frequencies: Tensor
+
     def __init__(self, dim: int, frequencies: int = 256) -> None:
         super().__init__()
         self.register_buffer("frequencies", torch.randn(frequencies))
         self.mlp = nn.Sequential(nn.Linear(2 * frequencies, dim), nn.SiLU(), nn.Linear(dim, dim))
         for layer in (self.mlp[0], self.mlp[2]):
-            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.normal_(layer.weight, std=0.02)  # type: ignore[arg-type]
 
     def forward(self, t: Float[Tensor, " batch"]) -> Float[Tensor, "batch dim"]:
         angles = 2 * math.pi * t[:, None].float() * self.frequencies

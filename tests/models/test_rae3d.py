@@ -1,0 +1,246 @@
+import pytest
+import torch
+from tests.miniature import DIM, TOKENS, images, path, rae3d
+
+from diorama.geometry.cameras import Cameras
+from diorama.geometry.rotations import matrix_from_quaternion
+from diorama.geometry.similarity import Similarity
+from diorama.models.rae3d import RAE3D, SIZES
+
+
+def count(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.fixture(scope="module")
+def model():
+    return rae3d()
+
+
+@pytest.fixture(scope="module")
+def mutual():
+    return rae3d(attention="mutual")
+
+
+def rays(views=3, height=32, width=32, seed=0):
+    return path(views, height, width, seed, (1,)).normalized()[0].plucker()
+
+
+def encoded(model, views=3, height=32, width=32, hidden=()):
+    visible = torch.tensor([[view not in hidden for view in range(views)]])
+    with torch.no_grad():
+        return model.encode(images(views, height, width, batch=(1,)), rays(views, height, width), visible)
+
+
+def test_the_papers_size_has_the_papers_parameters():
+    with torch.device("meta"):
+        model = RAE3D(**SIZES["base-1024"])
+    assert count(model.neck) == 12 * (12 * 768**2 + 2 * 768 + 2 * 48) == 84_954_240  # "84.9 M"
+    assert count(model.decoder) == 16 * (12 * 768**2 + 2 * 768 + 2 * 48) + 768 == 113_273_088  # "113.2 M"
+    assert count(model.point_decoder) == count(model.decoder)
+    assert count(model.ray_embed) == 7 * 14 * 14 * 768 + 768 == 1_054_464
+    assert count(model.output) == 768 * 588 + 588
+    assert model.queries.shape == (1024, 768)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_table_of_sizes_builds(name):
+    with torch.device("meta"):
+        model = RAE3D(**SIZES[name])
+    assert model.latent_mean.shape == (SIZES[name]["tokens"], SIZES[name]["dim"])
+    assert max(SIZES[name]["point_taps"]) == SIZES[name]["point_layers"] - 1
+
+
+@pytest.mark.parametrize(("views", "height", "width"), [(1, 8, 8), (2, 16, 40), (7, 48, 24)])
+@torch.no_grad()
+def test_any_number_of_views_of_any_size(model, views, height, width):
+    latents = encoded(model, views, height, width)
+    assert latents.shape == (1, TOKENS, DIM)
+    made = model.decode(latents, rays(views + 1, width, height))
+    assert made.images.shape == (1, views + 1, 3, width, height)
+    assert made.points.shape == (1, views + 1, width, height, 3)
+    assert made.confidence.shape == (1, views + 1, width, height) and (made.confidence >= 1).all()
+
+
+def test_sides_that_are_no_multiples_of_the_patch_are_refused_in_one_line(model):
+    message = r"^image size 32x30: both sides must be multiples of 8$"
+    with pytest.raises(ValueError, match=message):
+        encoded(model, width=30)
+    with pytest.raises(ValueError, match=message):
+        model.decode(torch.zeros(1, TOKENS, DIM), rays(width=30))
+
+
+def test_latents_have_mean_0_and_variance_1_over_channels(model):
+    latents = encoded(model)
+    torch.testing.assert_close(latents.mean(-1), torch.zeros(1, TOKENS), atol=1e-5, rtol=0)
+    torch.testing.assert_close(latents.var(-1, correction=0), torch.ones(1, TOKENS), atol=1e-3, rtol=0)
+
+
+@torch.no_grad()
+def test_the_image_of_a_hidden_view_does_not_matter_but_its_pose_does(model):
+    pictures, places, visible = images(3, batch=(1,)), rays(), torch.tensor([[True, False, True]])
+    before = model.encode(pictures, places, visible)
+    other, moved = pictures.clone(), places.clone()
+    other[:, 1] = images(1, seed=5)
+    moved[:, 1] = rays(seed=5)[:, 1]
+    assert torch.equal(model.encode(other, places, visible), before)
+    assert (model.encode(pictures, moved, visible) - before).abs().max() > 1e-2
+    assert (model.encode(pictures, places, torch.ones_like(visible)) - before).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_the_order_of_the_views_does_not_matter(model):
+    pictures, places, visible = images(4, batch=(1,)), rays(4), torch.tensor([[True, True, False, True]])
+    order = [0, 3, 1, 2]
+    before = model.encode(pictures, places, visible)
+    after = model.encode(pictures[:, order], places[:, order], visible[:, order])
+    torch.testing.assert_close(after, before, atol=1e-5, rtol=0)
+    swapped = model.encode(pictures[:, order], places, visible)
+    assert (swapped - before).abs().max() > 1e-2  # images at other poses are another scene
+
+
+@torch.no_grad()
+def test_moving_turning_and_scaling_the_whole_world_changes_nothing(model):
+    cameras = path(3, batch=(1,))
+    turn = matrix_from_quaternion(torch.nn.functional.normalize(torch.tensor([0.4, -0.2, 0.7, 0.5]), dim=0))
+    world = Similarity(turn[None], torch.tensor([[3.0, -4.0, 2.0]]), torch.tensor([7.0]))
+    pictures, visible = images(3, batch=(1,)), torch.ones(1, 3, dtype=torch.bool)
+    results = []
+    for poses in (cameras, cameras.transformed(world)):
+        local = poses.normalized()[0].plucker()
+        results.append(model.decode(model.encode(pictures, local, visible), local))
+    for before, after in zip(*results, strict=True):
+        torch.testing.assert_close(after, before, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("mode", ["one_way", "mutual"])
+@torch.no_grad()
+def test_a_target_does_not_depend_on_the_other_targets(model, mutual, mode):
+    model = {"one_way": model, "mutual": mutual}[mode]
+    latents, places = encoded(model), rays(4)
+    together, alone = model.decode(latents, places), model.decode(latents, places[:, 2:3])
+    for many, one in zip(together, alone, strict=True):
+        torch.testing.assert_close(many[:, 2:3], one, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_views_of_several_scenes_come_from_their_own_latents(model):
+    latents = torch.randn(2, TOKENS, DIM, generator=torch.Generator().manual_seed(0))
+    places = torch.cat([rays(3), rays(3, seed=4)])
+    both = model.decode(latents, places)
+    for row in range(2):
+        for many, one in zip(both, model.decode(latents[row : row + 1], places[row : row + 1]), strict=True):
+            torch.testing.assert_close(many[row : row + 1], one, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_cache_saves_work_and_changes_nothing(model):
+    latents, places = encoded(model), rays(4)
+    cache = model.cache(latents)
+    assert len(cache.images) == len(model.decoder.blocks)
+    for kept, fresh in zip(model.decode(cache, places), model.decode(latents, places), strict=True):
+        assert torch.equal(kept, fresh)
+    tokens = model.ray_embed(places.flatten(0, 1), torch.zeros(4, dtype=torch.bool))
+    cached, uncached = (model.decoder(tokens, latents, memory)[-1] for memory in (cache.images, None))
+    assert torch.equal(cached, uncached)
+
+
+@torch.no_grad()
+def test_one_way_is_attention_in_which_latents_do_not_see_the_rays(model):
+    """The cached decoder against its definition: one sequence of latents and rays under a mask."""
+    decoder, latents = model.decoder, encoded(model)
+    tokens = model.ray_embed(rays(1).flatten(0, 1), torch.zeros(1, dtype=torch.bool))
+    x = decoder.input_norm(torch.cat([latents, tokens], 1))
+    allowed = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool)
+    allowed[:TOKENS, TOKENS:] = False
+    for block in decoder.blocks:
+        attention = block.attention
+        queries, keys, values = map(attention._split, attention.qkv(block.attention_norm(x)).chunk(3, -1))
+        mixed = torch.nn.functional.scaled_dot_product_attention(
+            attention.q_norm(queries), attention.k_norm(keys), values, attn_mask=allowed
+        )
+        x = x + attention.proj(mixed.transpose(1, 2).flatten(2))
+        x = x + block.mlp(block.mlp_norm(x))
+    torch.testing.assert_close(decoder(tokens, latents, None)[-1], x[:, TOKENS:], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_mutual_attention_works_and_is_another_function_of_the_same_weights(model, mutual):
+    latents, places = encoded(model), rays(2)
+    assert model.state_dict().keys() == mutual.state_dict().keys()
+    assert mutual.cache(latents).images is None
+    before, after = model.decode(latents, places), mutual.decode(latents, places)
+    assert before.images.shape == after.images.shape
+    assert (before.images - after.images).abs().max() > 1e-2
+
+
+def test_an_unknown_attention_is_refused():
+    with pytest.raises(ValueError, match=r"^attention 'joint': accepted are 'one_way' and 'mutual'$"):
+        rae3d(attention="joint")
+
+
+def test_normalising_with_the_datasets_statistics_gives_unit_variance_and_can_be_undone():
+    model = rae3d()
+    latents = 3 + 2 * torch.randn(64, TOKENS, DIM, generator=torch.Generator().manual_seed(0))
+    model.latent_mean.copy_(latents.mean(0))
+    model.latent_std.copy_(latents.std(0))
+    normal = model.normalize(latents)
+    torch.testing.assert_close(normal.mean(0), torch.zeros(TOKENS, DIM), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normal.std(0), torch.ones(TOKENS, DIM))
+    torch.testing.assert_close(model.denormalize(normal), latents)
+
+
+def test_without_a_point_decoder_there_are_no_points():
+    model = rae3d(point_layers=0)
+    made = model.decode(torch.randn(1, TOKENS, DIM), rays(2))
+    assert made.points is None and made.confidence is None
+    with pytest.raises(ValueError, match="no point-map decoder"):
+        model.decode_points(model.cache(torch.randn(1, TOKENS, DIM)), rays(2))
+
+
+@torch.no_grad()
+def test_points_and_confidence_are_vggts_functions_of_the_heads_output(model):
+    latents, places = encoded(model), rays(1)
+    cache = model.cache(latents)
+    layers = model.point_decoder(
+        model.ray_embed(places.flatten(0, 1), torch.zeros(1, dtype=torch.bool)), latents, cache.points
+    )
+    raw = model.point_head([layers[tap] for tap in (0, 0, 1, 1)], (4, 4), (32, 32))[0]
+    points, confidence = model.decode_points(cache, places)
+    torch.testing.assert_close(points[0, 0], (raw[:3].sign() * (raw[:3].abs().exp() - 1)).permute(1, 2, 0))
+    torch.testing.assert_close(confidence[0, 0], 1 + raw[3].exp())
+
+
+def test_a_picture_of_the_training_mean_is_what_no_output_means(model):
+    """The decoder speaks in normalised colours: 0 is ImageNet's mean."""
+    silent = rae3d()
+    torch.nn.init.zeros_(silent.output.weight)
+    torch.nn.init.zeros_(silent.output.bias)
+    made = silent.decode_images(silent.cache(torch.zeros(1, TOKENS, DIM)), rays(1))
+    expected = torch.tensor([0.485, 0.456, 0.406])[:, None, None].expand(3, 32, 32)
+    torch.testing.assert_close(made[0, 0], expected)
+
+
+@pytest.mark.parametrize("mode", ["one_way", "mutual"])
+def test_gradients_reach_every_parameter(mode):
+    model = rae3d(attention=mode, point_taps=(0, 1, 1, 1)).train()
+    latents = model.encode(images(2, batch=(1,)), rays(2), torch.tensor([[True, False]]))
+    made = model.decode(latents, rays(2, seed=1))
+    (made.images.square().mean() + made.points.square().mean() + made.confidence.mean()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_saving_and_loading_gives_the_same_model(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    again = RAE3D.from_pretrained(tmp_path)
+    latents = encoded(again)
+    assert torch.equal(latents, encoded(model))
+    assert torch.equal(again.decode(latents, rays(1)).images, model.decode(latents, rays(1)).images)
+
+
+def test_cameras_of_one_place_encode_without_a_scale(model):
+    turning = Cameras.from_fov(60.0, 32, 32, path(3).camera_to_world.clone())
+    turning.camera_to_world[:, :3, 3] = 1.0
+    local = turning.normalized()[0].plucker()[None]
+    assert encoded(model).isfinite().all() and local.isfinite().all()
+    assert model.encode(images(3, batch=(1,)), local, torch.ones(1, 3, dtype=torch.bool)).isfinite().all()

@@ -1,0 +1,54 @@
+import math
+
+import pytest
+import torch
+from tests.miniature import lively
+
+from diorama.nn.embeddings import PatchEmbed, RayEmbed, TimeEmbed
+
+
+def test_patches_become_tokens_row_by_row():
+    embed, x = lively(PatchEmbed(3, 5, 4)), torch.randn(2, 3, 8, 12)
+    tokens = embed(x)
+    assert tokens.shape == (2, 6, 5)
+    patch = x[:, :, 4:8, 8:12]  # second row, third column
+    torch.testing.assert_close(tokens[:, 5], patch.flatten(1) @ embed.weight.flatten(1).T + embed.bias)
+
+
+@pytest.mark.parametrize("frequencies", [0, 3])
+def test_ray_tokens_say_whether_their_view_shows_its_image(frequencies):
+    embed, rays = lively(RayEmbed(16, 4, frequencies)), torch.randn(2, 6, 8, 8)
+    seen, hidden = (embed(rays, torch.full((2,), flag)) for flag in (True, False))
+    mixed = embed(rays, torch.tensor([True, False]))
+    torch.testing.assert_close(mixed, torch.stack([seen[0], hidden[1]]))
+    constant = embed.map.weight[:, 6].sum((-1, -2))  # the seventh channel is 1 all over the patch
+    torch.testing.assert_close(seen - hidden, constant.expand_as(seen), rtol=1e-4, atol=1e-5)
+
+
+def test_frequencies_tell_near_rays_apart():
+    near = torch.zeros(1, 6, 4, 4)
+    other = near + 1e-3
+    hidden = torch.zeros(1, dtype=torch.bool)
+    plain, fine = lively(RayEmbed(16, 4, 0)), lively(RayEmbed(16, 4, 8))
+    change = [(embed(near, hidden) - embed(other, hidden)).norm() for embed in (plain, fine)]
+    assert change[1] > 10 * change[0]
+
+
+def test_the_fourier_features_are_octaves_of_the_mean_ray():
+    embed = lively(RayEmbed(16, 4, 2))
+    rays, hidden = torch.randn(1, 6, 4, 8), torch.zeros(1, dtype=torch.bool)
+    mean = rays[0, :, :, 4:].mean((-1, -2))  # of the second patch
+    angles = torch.stack([math.pi * mean, 2 * math.pi * mean], -1).flatten()
+    features = torch.cat([angles.sin(), angles.cos()])
+    plain = embed.map(torch.cat([rays, torch.zeros(1, 1, 4, 8)], 1))
+    torch.testing.assert_close(
+        (embed(rays, hidden) - plain)[0, 1], features @ embed.fourier.weight.T, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_time_features_are_frozen_and_kept_with_the_weights():
+    embed = TimeEmbed(8, 16)
+    assert "frequencies" in embed.state_dict() and "frequencies" not in dict(embed.named_parameters())
+    t = torch.tensor([0.0, 0.3])
+    angles = 2 * math.pi * t[:, None] * embed.frequencies
+    torch.testing.assert_close(embed(t), embed.mlp(torch.cat([angles.sin(), angles.cos()], -1)))
