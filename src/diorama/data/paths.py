@@ -13,7 +13,7 @@ from diorama.geometry.cameras import Cameras
 if TYPE_CHECKING:
     from diorama.data.worlds import World
 
-MOVES = ("orbit", "dolly", "truck", "handheld")
+MOVES = {"orbit": 0.55, "dolly": 0.1, "truck": 0.15, "handheld": 0.2}  # shares
 TRIES, PROBES, GOOD = 4, 5, 0.03
 
 
@@ -24,11 +24,12 @@ def choose_path(world: "World", views: int, height: int, width: int, kind: str |
     if views < 1:
         raise ValueError(f"{views} views: accepted are integers from 1 on")
     rng = np.random.Generator(np.random.PCG64([world.seed, 1]))
-    move, fov = str(rng.choice(MOVES)), float(rng.uniform(45, 75))
+    move, fov = str(rng.choice(list(MOVES), p=list(MOVES.values()))), float(rng.uniform(45, 75))
     move = kind or move
     best, least, solids = None, np.inf, trimmed(world.solids)
-    for _ in range(10):
-        curves = [_draw(world, rng, move) for _ in range(TRIES)]
+    for attempt in range(16):
+        ease = 0.94 ** max(0, attempt - 5)  # tight places get shorter paths
+        curves = [_draw(world, rng, move, ease) for _ in range(TRIES)]
         probes = torch.stack([_poses(curve, PROBES) for curve in curves])
         faults = _faults(world, solids, Cameras.from_fov(fov, *_small(height, width), probes))
         first = next((i for i, f in enumerate(faults) if f <= GOOD), int(np.argmin(faults)))
@@ -44,7 +45,7 @@ def _small(height: int, width: int) -> tuple[int, int]:
     return max(4, round(height * scale)), max(4, round(width * scale))
 
 
-def _draw(world: "World", rng: np.random.Generator, move: str) -> dict[str, np.ndarray | float | str]:
+def _draw(world: "World", rng: np.random.Generator, move: str, ease: float) -> dict[str, np.ndarray | float | str]:
     """Numbers that fix one path, before anything is known about it."""
     low, high = world.limits.numpy().astype(np.float64)
     target = world.focus[rng.integers(len(world.focus))].numpy().astype(np.float64)
@@ -62,8 +63,8 @@ def _draw(world: "World", rng: np.random.Generator, move: str) -> dict[str, np.n
         "move": move,
         "eye": eye,
         "target": target,
-        "turn": rng.uniform(1.4, 3.0) * rng.choice((-1, 1)),
-        "share": rng.uniform(1.0, 1.8),
+        "turn": ease * rng.uniform(2.2, 4.4) * rng.choice((-1, 1)),
+        "share": ease * rng.uniform(1.2, 2.0),
         "lift": rng.uniform(-0.15, 0.15),
         "phase": rng.uniform(0, 2 * np.pi, 6),
         "shake": rng.uniform(0.3, 1.0, 6),
@@ -86,11 +87,11 @@ def _poses(curve: dict, views: int) -> Float[Tensor, "view 4 4"]:
         rim = eye - target
         at = target + np.concatenate([rim[0] * c + rim[2] * d, rim[1] + curve["lift"] * s, -rim[0] * d + rim[2] * c], 1)
     elif curve["move"] == "dolly":
-        at = eye + (s + 0.5) * ahead * curve["share"] * 0.42 * (1, 0.2, 1) + side * curve["lift"] * s * 4
-        look = target + side * curve["turn"] * s * 0.3
+        at = eye + (s + 0.5) * ahead * curve["share"] * 0.38 * (1, 0.2, 1) + side * curve["lift"] * s * 4
+        look = target + side * curve["turn"] * s * 0.35
     elif curve["move"] == "truck":
         at = eye + side * np.sign(curve["turn"]) * s * curve["share"] * distance + up * curve["lift"] * s
-        look = target + (at - eye) * 0.6
+        look = target + (at - eye) * 0.4
     else:
         p, k = curve["phase"], curve["shake"]
         sway = [np.sin(s * (2 + 2.5 * k[i]) + p[i]) * k[i] for i in range(6)]
@@ -100,7 +101,7 @@ def _poses(curve: dict, views: int) -> Float[Tensor, "view 4 4"]:
             + 0.08 * distance * (side * sway[0] + up * sway[1] * 0.4)
         )
         at = at + ahead * (0.15 * s + 0.04 * sway[2])
-        look = target + 0.08 * distance * (side * sway[3] + up * sway[4] * 0.6) + (at - eye) * 0.3
+        look = target + 0.16 * distance * (side * sway[3] + up * sway[4] * 0.6) + (at - eye) * 0.1
     roll = (
         0.03 * curve["shake"][5] * np.sin(3 * s[:, 0] + curve["phase"][5])
         if curve["move"] == "handheld"
