@@ -1,6 +1,7 @@
 """What every test shares: types checked at run time, one thread, no network."""
 
 import os
+from pathlib import Path
 
 import jaxtyping
 import pytest
@@ -21,3 +22,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved 3DRAE + 3DDiT of random weights, for 32x32 pixels in three steps."""
+    from .miniature import pipeline
+
+    folder = tmp_path_factory.mktemp("models") / "miniature"
+    pipeline().save_pretrained(folder)
+    return folder

@@ -19,9 +19,13 @@ defect and keeps its traceback, except a package or memory that this machine lac
 """
 
 import errno
+import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 
@@ -29,10 +33,19 @@ VERBS = {
     "demo": "make a small scene with the embedded weights and show that everything works",
     "generate": "make a scene from photos, a camera path and a prompt",
     "reconstruct": "make a scene from many photos, without diffusion",
-    "render": "show a saved scene from other cameras",
-    "train": "train a stage on your data",
-    "data": "look at, check and convert captures and data sets",
+    "render": "show a saved scene from other cameras, without sampling again",
+    "train": "train the models",
+    "data": "render the procedural worlds that training reads",
     "doctor": "say what is installed here and what is missing",
+}
+
+# Read by the libraries when they are first imported: their bars and hints are not about what a user asked for.
+QUIET = {
+    "DIFFUSERS_VERBOSITY": "error",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TQDM_DISABLE": "1",
 }
 
 
@@ -57,8 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         close = get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else "'diorama --help' lists the commands"
         return _say(f"unknown command {verb!r}: {hint}", 2)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     try:
-        return import_module(f"diorama.cli.{verb}").run(rest)
+        with _ended_politely():
+            return import_module(f"diorama.cli.{verb}").run(rest)
     except (Exception, KeyboardInterrupt) as error:
         message = _explanation(error)
         if message is None:
@@ -66,6 +82,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         return _say(message, 130 if isinstance(error, KeyboardInterrupt) else 2)
+
+
+@contextmanager
+def _ended_politely() -> Iterator[None]:
+    """A request to end, as batch systems send it, interrupts like the keyboard: what was begun is removed."""
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _help() -> str:

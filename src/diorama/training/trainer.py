@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -54,6 +54,7 @@ class Run:
     """auto, cpu, cuda or mps."""
 
 
+@runtime_checkable  # so that tests can check types
 class Stage(Protocol):
     """What a stage of training tells the loop."""
 

@@ -1,0 +1,99 @@
+"""`diorama generate`: photos or none and a camera path become a scene."""
+
+import math
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from tyro.conf import arg
+
+from diorama.cli.progress import Progress, describe
+from diorama.cli.requests import (
+    CONFIG,
+    OutFlags,
+    PathFlags,
+    PhotoFlags,
+    Request,
+    check,
+    requested,
+    say_rounding,
+    target,
+)
+
+if TYPE_CHECKING:
+    from diorama.pipelines.base import ScenePipeline
+    from diorama.scene import Scene
+
+
+@dataclass(frozen=True)
+class ModelFlags:
+    """What makes it, and how."""
+
+    model: str = "tiny"
+    """An embedded model's name, or the folder of a saved one."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    steps: Annotated[int | None, arg(help_behavior_hint="(default: the model's)")] = None
+    """Sampling steps."""
+    guidance: Annotated[float | None, arg(help_behavior_hint="(default: the model's)")] = None
+    """How much the photos count: 1 samples without guidance."""
+    seed: int = 0
+    """Another seed gives another scene where the photos leave it open."""
+    prompt: Annotated[str | None, arg(help_behavior_hint="")] = None
+    """Text, for models trained with it."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """All flags of the command."""
+
+    photo: PhotoFlags = field(default_factory=PhotoFlags)
+    path: Annotated[PathFlags, arg(name="camera")] = field(default_factory=PathFlags)
+    output: OutFlags = field(default_factory=OutFlags)
+    model: ModelFlags = field(default_factory=ModelFlags)
+
+
+def run(arguments: list[str]) -> int:
+    """Make one scene and write it."""
+    options = tyro.cli(
+        Arguments,
+        args=arguments,
+        prog="diorama generate",
+        description="Make a scene from photos, or from none, and show it along a camera path.",
+        config=CONFIG,
+    )
+    flags = options.model
+    check("--steps", flags.steps, flags.steps is None or flags.steps >= 1, "1 or more")
+    check("--guidance", flags.guidance, 0 <= (flags.guidance or 0) < math.inf, "0 or more")
+    check("--seed", flags.seed, 0 <= flags.seed < 2**63, "0 to 2**63 - 1")
+    out = target(options.output, "scene")
+    request = requested(options.photo, options.path)
+    from diorama.pipelines.base import load
+
+    pipeline = load(flags.model, flags.device)
+    make(pipeline, request, options, out)
+    return 0
+
+
+def make(pipeline: "ScenePipeline", request: Request, options: Arguments, out: Path) -> "Scene":
+    """Generate the request, write it to `out` and say so."""
+    from diorama.export.save import save
+
+    flags = options.model
+    request = request.sized(options.path.size)
+    condition, wanted = pipeline.prepared(request.condition(flags.prompt), request.wanted)
+    say_rounding(options.path.size, request.wanted, wanted.height, wanted.width)
+    with Progress("sampling") as progress:
+        scene = pipeline.generate(
+            condition, wanted, seed=flags.seed, steps=flags.steps, guidance=flags.guidance, on_step=progress
+        )
+    sampling, decoding = progress.seconds
+    settings = {**scene.provenance.settings, "trajectory": options.path.trajectory or "default"}
+    scene = replace(scene, provenance=replace(scene.provenance, settings=settings))
+    began = time.monotonic()
+    save(scene, out, overwrite=options.output.overwrite)
+    times = {"sampling": sampling, "decoding": decoding, "writing": time.monotonic() - began}
+    describe(scene, out, times)
+    return scene

@@ -1,0 +1,61 @@
+"""`diorama reconstruct`: posed photos become a scene, without diffusion."""
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import Annotated
+
+import tyro
+from tyro.conf import arg
+
+from diorama.cli.progress import describe
+from diorama.cli.requests import CONFIG, OutFlags, PathFlags, PhotoFlags, requested, say_rounding, target
+
+
+@dataclass(frozen=True)
+class ModelFlags:
+    """What makes it."""
+
+    model: str = "tiny"
+    """An embedded model's name, or the folder of a saved one."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """All flags of the command."""
+
+    photo: PhotoFlags = field(default_factory=PhotoFlags)
+    path: Annotated[PathFlags, arg(name="camera")] = field(default_factory=PathFlags)
+    output: OutFlags = field(default_factory=OutFlags)
+    model: ModelFlags = field(default_factory=ModelFlags)
+
+
+def run(arguments: list[str]) -> int:
+    """Encode the photos, decode the wanted views and write them."""
+    options = tyro.cli(
+        Arguments,
+        args=arguments,
+        prog="diorama reconstruct",
+        description="Make a scene from posed photos without diffusion: fast, blurred where nothing was seen.",
+        config=CONFIG,
+    )
+    out = target(options.output, "reconstruction")
+    request = requested(options.photo, options.path).sized(options.path.size)
+    if request.known is None:
+        raise ValueError("reconstruct needs photos; 'diorama generate' makes scenes from none")
+    from diorama.export.save import save
+    from diorama.pipelines.base import load
+
+    pipeline = load(options.model.model, options.model.device)
+    condition, wanted = pipeline.prepared(request.condition(), request.wanted)
+    say_rounding(options.path.size, request.wanted, wanted.height, wanted.width)
+    began = time.monotonic()
+    assert condition.views is not None
+    scene = pipeline.reconstruct(condition.views, wanted)
+    made = time.monotonic()
+    settings = {**scene.provenance.settings, "trajectory": options.path.trajectory or "default"}
+    scene = replace(scene, condition=condition, provenance=replace(scene.provenance, settings=settings))
+    save(scene, out, overwrite=options.output.overwrite)
+    describe(scene, out, {"encoding and decoding": made - began, "writing": time.monotonic() - made})
+    return 0

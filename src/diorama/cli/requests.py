@@ -1,0 +1,299 @@
+"""What commands that make scenes share: their flags, and how these become known views and wanted cameras."""
+
+import math
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from tyro.conf import Positional, arg
+
+if TYPE_CHECKING:
+    from diorama.data.open import Capture
+    from diorama.geometry.cameras import Cameras
+    from diorama.scene import Condition, Views
+
+CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
+SIDE = 1024  # pixels of cameras without a photo, until the model reduces them to what it was trained at
+SAME = 1e-4  # share of the path's extent, radians, image widths: cameras nearer than this are one
+CAPTURES = ("transforms.json", "cameras.json")
+
+
+@dataclass(frozen=True)
+class PhotoFlags:
+    """What is known. Several photos need cameras."""
+
+    photos: Annotated[Positional[tuple[Path, ...]], arg(help_behavior_hint="(default: none)")] = ()
+    """Photos, or one folder that holds transforms.json (nerfstudio) or cameras.json (Gen3R) beside its photos."""
+    cameras: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """One camera for each photo: transforms.json, cameras.json, camera_path.json or a saved scene."""
+    fov: Annotated[float | None, arg(metavar="DEGREES", help_behavior_hint="(default: from EXIF, else 60)")] = None
+    """Field of view along the longer side, where no camera is given."""
+
+
+@dataclass(frozen=True)
+class PathFlags:
+    """Which views are wanted."""
+
+    trajectory: Annotated[
+        str | None,
+        arg(metavar="NAME[:AMOUNT]|FILE", help_behavior_hint="(default: orbit, or along the photos' own cameras)"),
+    ] = None
+    """A movement with how far it goes (orbit:30, dolly:0.5; a wrong name lists all), or a file with cameras."""
+    views: int = 16
+    """Number of views; longer files of cameras are thinned out to it."""
+    size: Annotated[str | None, arg(metavar="N|HxW", help_behavior_hint="(default: what the model was trained at)")] = (
+        None
+    )
+    """Longer side in pixels, or height and width, to which photos are cropped; rounded to what the model can make."""
+
+
+@dataclass(frozen=True)
+class OutFlags:
+    """Where it is written to."""
+
+    out: Annotated[Path | None, arg(help_behavior_hint="(default: a new folder)")] = None
+    """A folder that nerfstudio opens too, or a file: .mp4 (video), .ply or .glb (points)."""
+    overwrite: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Replace what is there, if it is a saved scene or a file."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Known views at some places of the wanted ones."""
+
+    wanted: "Cameras"
+    known: "Views | None" = None
+    at: tuple[int, ...] = ()
+
+    def condition(self, prompt: str | None = None) -> "Condition":
+        """What the model is told beforehand."""
+        from diorama.scene import Condition
+
+        return Condition(self.known, self.at, prompt)
+
+    def sized(self, size: str | None) -> "Request":
+        """The same views at another size; photos of another shape are cropped around their centre, and that is said."""
+        if size is None:
+            return self
+        height, width = self.wanted.height, self.wanted.width
+        new = parsed_size(size, height, width)
+        part = min(height / new[0], width / new[1])
+        crop = (round(new[0] * part), round(new[1] * part))
+        window = ((height - crop[0]) // 2, (width - crop[1]) // 2, *crop)
+        known = self.known
+        if known is not None and crop != (height, width):
+            print(f"photos of {height}x{width} pixels are cropped to {crop[0]}x{crop[1]}")
+            top, left = window[:2]
+            images = known.images[..., top : top + crop[0], left : left + crop[1]]
+            cameras = None if known.cameras is None else known.cameras.cropped(*window)
+            known = replace(known, images=images, cameras=cameras)
+        return replace(self, wanted=self.wanted.cropped(*window).resized(*new), known=known)
+
+
+def requested(photos: PhotoFlags, path: PathFlags) -> Request:
+    """Known views and wanted cameras, both read and checked; the cameras have the photos' size."""
+    check("--views", path.views, path.views >= 1, "1 or more")
+    parsed_size(path.size or "1", 1, 1)
+    taken = _taken(photos)
+    if taken is None:
+        from diorama.geometry.cameras import Cameras
+
+        return Request(camera_path(path, Cameras.from_fov(_degrees(photos.fov), SIDE, SIDE)))
+    known, cameras, at = taken
+    if known.cameras is None:  # one photo whose lens is guessed, unless it begins a path from a file
+        if path.trajectory is not None and is_file(path.trajectory):
+            if photos.fov is not None:
+                raise ValueError(f"--fov {photos.fov}: {path.trajectory} tells the field of view; leave --fov out")
+            return Request(camera_path(path, cameras), replace(known, cameras=None), (0,))
+        return Request(camera_path(path, cameras), replace(known, cameras=cameras), (0,))
+    if photos.fov is not None:
+        raise ValueError(f"--fov {photos.fov}: these photos have cameras that tell it; leave --fov out")
+    if path.trajectory is not None or cameras.views == 1:
+        return _with_known(known, camera_path(path, cameras[at[0]]))
+    if path.views < len(known):
+        raise ValueError(f"--views {path.views}: {len(known)} photos are known; accepted is {len(known)} or more")
+    if cameras.views > len(known):
+        places = thinned(cameras.views, path.views, at)
+        return Request(cameras[places], known, tuple(places.index(place) for place in at))
+    from diorama.geometry.trajectories import interpolate, keyframe_places
+
+    return Request(interpolate(cameras, path.views), known, keyframe_places(len(known), path.views))
+
+
+def camera_path(flags: PathFlags, start: "Cameras") -> "Cameras":
+    """The wanted cameras: a movement from `start`, or a file's, widened to its image shape."""
+    from diorama.data.cameras import read_cameras, widened
+    from diorama.geometry.trajectories import trajectory
+
+    text = flags.trajectory or "orbit"
+    if is_file(text):
+        found = read_cameras(text, unstated=(start.height, start.width))
+        return widened(found[thinned(found.views, flags.views)], start.height, start.width)
+    name, _, amount = text.partition(":")
+    try:
+        amplitude = float(amount) if amount else None
+    except ValueError:
+        raise ValueError(f"--trajectory {text}: {amount!r} is no number; accepted is as in orbit:30") from None
+    return trajectory(name, start, flags.views, amplitude)
+
+
+def thinned(count: int, most: int, keep: tuple[int, ...] = ()) -> list[int]:
+    """At most `most` of `count` places, evenly spaced, first and last and those to `keep` among them, in order."""
+    if count <= most:
+        return list(range(count))
+    places = {round(i * (count - 1) / max(most - 1, 1)) for i in range(most)}
+    for place in keep:
+        if place not in places:
+            places.remove(min(places - set(keep), key=lambda other: abs(other - place)))
+            places.add(place)
+    return sorted(places)
+
+
+def is_file(trajectory: str) -> bool:
+    """Whether a --trajectory means a file or folder; names of movements come first."""
+    from diorama.geometry.trajectories import TRAJECTORIES
+
+    if trajectory.partition(":")[0].strip().lower().replace("-", "_") in TRAJECTORIES:
+        return False
+    return trajectory.lower().endswith(".json") or Path(trajectory).exists()
+
+
+def parsed_size(text: str, height: int, width: int) -> tuple[int, int]:
+    """Height and width that `N` (longer side of the shape `height` by `width`) or `HxW` mean; ValueError if nothing."""
+    match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text.strip().lower())
+    if match is None or "0" in {(group or "1").lstrip("0") or "0" for group in match.groups()}:
+        raise ValueError(f"--size {text}: accepted are 64 (longer side) or 48x64 (height x width), in pixels")
+    first, second = match.groups()
+    if second is not None:
+        return int(first), int(second)
+    scale = int(first) / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def say_rounding(size: str | None, asked: "Cameras", height: int, width: int) -> None:
+    """Tell when a --size was given and the model makes another one."""
+    if size is not None and (height, width) != (asked.height, asked.width):
+        print(f"{asked.height}x{asked.width} pixels become {height}x{width}, which this model can make")
+
+
+def check(flag: str, value: Any, good: bool, accepted: str) -> None:
+    """ValueError in one line unless a flag's value is good."""
+    if not good:
+        raise ValueError(f"{flag} {value}: accepted is {accepted}")
+
+
+def target(flags: OutFlags, name: str) -> Path:
+    """Where to write to, once that is known to be possible; `name`, name-2, ... where nothing is given."""
+    from diorama.export.save import check_target
+
+    out = flags.out
+    if out is None:
+        out = next(path for path in [Path(name), *(Path(f"{name}-{i}") for i in range(2, 10_000))] if not path.exists())
+    check_target(out, overwrite=flags.overwrite)
+    parent = next(parent for parent in out.absolute().parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ValueError(f"{out}: {parent} is no folder that can be written to")
+    return out
+
+
+def _degrees(fov: float | None) -> float:
+    from diorama.data.open import DEFAULT_FIELD_OF_VIEW
+
+    return DEFAULT_FIELD_OF_VIEW if fov is None else fov
+
+
+def _taken(flags: PhotoFlags) -> "Capture | None":
+    """The photos and their cameras; a single photo without a camera has a guessed one that its views do not name."""
+    from diorama.data.cameras import read_cameras
+    from diorama.data.open import Capture, open, open_capture
+    from diorama.geometry.cameras import Cameras
+    from diorama.scene import Scene
+
+    names = " ".join(map(str, flags.photos))
+    if not flags.photos:
+        if flags.cameras is not None:
+            raise ValueError(f"--cameras {flags.cameras}: no photos given; accepted for a path is --trajectory FILE")
+        return None
+    path = flags.photos[0]
+    if len(flags.photos) > 1:
+        views = _read(flags.photos)
+    else:
+        folder = path.parent if path.name in CAPTURES else path
+        if flags.cameras is None and folder.is_dir() and not (folder / "scene.json").is_file():
+            capture = open_capture(folder)
+            if capture is not None:
+                return capture
+        opened = open(path, field_of_view=flags.fov)
+        if isinstance(opened, Scene):
+            raise ValueError(f"{path}: a scene that is made already; 'diorama render' shows it from other cameras")
+        views = opened
+    height, width = views.images.shape[-2:]
+    if flags.cameras is not None:
+        if flags.fov is not None:
+            raise ValueError(f"--fov {flags.fov}: {flags.cameras} tells the field of view; leave one out")
+        cameras = read_cameras(flags.cameras, unstated=(height, width))
+        cameras = _fitting(flags.cameras, cameras, len(views), height, width)
+        return Capture(replace(views, cameras=cameras), cameras, tuple(range(len(views))))
+    if len(views) > 1:
+        accepted = "--cameras FILE with one for each, or a folder with transforms.json or cameras.json"
+        raise ValueError(f"{names}: {len(views)} photos without cameras; accepted is {accepted}")
+    guessed = views.cameras or Cameras.from_fov(_degrees(flags.fov), height, width)
+    return Capture(replace(views, cameras=None), guessed, (0,))
+
+
+def _read(files: tuple[Path, ...]) -> "Views":
+    """Several photos of one size."""
+    import torch
+
+    from diorama.data.images import MAX_PIXELS, MAX_PIXELS_TOGETHER, read_image
+    from diorama.scene import Views
+
+    images = [read_image(file, max_pixels=min(MAX_PIXELS, MAX_PIXELS_TOGETHER // len(files))) for file in files]
+    for file, image in zip(files, images, strict=True):
+        if image.shape != images[0].shape:
+            sizes = ["x".join(map(str, other.shape[-2:])) for other in (image, images[0])]
+            raise ValueError(f"{file}: {sizes[0]} pixels but {files[0]} has {sizes[1]}; accepted is one size for all")
+    return Views(torch.stack(images))
+
+
+def _fitting(file: Path, cameras: "Cameras", count: int, height: int, width: int) -> "Cameras":
+    """The cameras at the photos' size; ValueError where number or shape differ."""
+    from diorama.data.cameras import GEN3R_SIZE, widened
+
+    if cameras.views != count:
+        raise ValueError(f"{file}: {cameras.views} cameras for {count} photos; accepted is one for each")
+    if cameras.height == cameras.width == GEN3R_SIZE:
+        return widened(cameras, height, width)
+    if abs(math.log(cameras.width / cameras.height * height / width)) > 0.02:
+        found = f"cameras of {cameras.height}x{cameras.width} for photos of {height}x{width}"
+        raise ValueError(f"{file}: {found}; accepted is one shape for both")
+    return cameras.resized(height, width)
+
+
+def _with_known(known: "Views", path: "Cameras") -> Request:
+    """A path that passes through the known views; those that it misses are put in front."""
+    import torch
+
+    assert known.cameras is not None
+    extent = (path.centers - path.centers[:1]).norm(dim=-1).amax().clamp(min=1e-6)
+    there: list[int | None] = []
+    for pose, matrix in zip(known.cameras.camera_to_world, known.cameras.intrinsics, strict=True):
+        turn = (path.camera_to_world[:, :3, :3] - pose[:3, :3]).abs().amax((-1, -2))
+        shift = (path.centers - pose[:3, 3]).norm(dim=-1) / extent
+        lens = (path.intrinsics - matrix).abs().amax((-1, -2)) / path.width
+        same = torch.stack([turn, shift, lens]).amax(0) < SAME
+        free = [place for place in same.nonzero().flatten().tolist() if place not in there]
+        there.append(free[0] if free else None)
+    missed = [number for number, place in enumerate(there) if place is None]
+    if missed:
+        print(f"{len(missed)} of {len(known)} photos are not on the path: their views come before it")
+    wanted = replace(
+        path,
+        camera_to_world=torch.cat([known.cameras[missed].camera_to_world, path.camera_to_world]),
+        intrinsics=torch.cat([known.cameras[missed].intrinsics, path.intrinsics]),
+    )
+    at = tuple(missed.index(i) if place is None else len(missed) + place for i, place in enumerate(there))
+    return Request(wanted, known, at)

@@ -1,0 +1,78 @@
+"""`diorama train STAGE`: every field of the stage's Config is a flag."""
+
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from diorama.cli.requests import CONFIG
+
+# Module in diorama.training, which holds Config and this Stage -> what it trains.
+STAGES = {
+    "rae3d": ("RAE3DStage", "the autoencoder: views to 3D latent tokens and back"),
+    "dit3d": ("DiT3DStage", "the denoiser of those tokens, on a trained autoencoder"),
+}
+OF_A_RUN = ("checkpoint.pt", "log.jsonl", "tensorboard", "latents.safetensors", "latents.part")
+
+
+def run(arguments: list[str]) -> int:
+    """Train a stage, from where the folder left off if it did."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    name, *flags = arguments
+    if name not in STAGES:
+        close = get_close_matches(name, STAGES, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"accepted are {', '.join(STAGES)}"
+        raise ValueError(f"unknown stage {name!r}: {hint}")
+    module = import_module(f"diorama.training.{name}")
+    options = tyro.cli(
+        module.Config, args=flags, prog=f"diorama train {name}", description=f"Train {STAGES[name][1]}.", config=CONFIG
+    )
+    _check(options, module.SIZES)
+    from diorama.training.trainer import Trainer
+
+    trainer = Trainer(getattr(module, STAGES[name][0])(options), options)
+    if trainer.step:
+        print(f"{options.out}: continues after step {trainer.step} of {options.steps}")
+    try:
+        trainer.train()
+    except KeyboardInterrupt:
+        print(f"stopped after step {trainer.step}; the same command continues from the last checkpoint")
+        raise
+    print(f"{options.out}: {trainer.step} steps done, the model is in {options.out / 'model'}")
+    return 0
+
+
+def _check(options: Any, sizes: dict[str, Any]) -> None:
+    """ValueError for what would otherwise fail after a while."""
+    from diorama.pipelines.base import pick_device
+
+    if options.size not in sizes:
+        raise ValueError(f"--size {options.size}: accepted are {', '.join(sizes)}")
+    for flag in ("steps", "batch", "log_every", "save_every", "validate_every"):
+        if getattr(options, flag) < 1:
+            raise ValueError(f"--{flag.replace('_', '-')} {getattr(options, flag)}: accepted is 1 or more")
+    pick_device(options.device)
+    out: Path = options.out
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: a file; accepted is a new folder or that of an earlier run")
+    if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in OF_A_RUN):
+        raise ValueError(f"{out}: a folder of something else; accepted is a new folder or that of an earlier run")
+
+
+def _help() -> str:
+    return "\n".join(
+        [
+            "usage: diorama train STAGE [options]",
+            "",
+            "Train a model. A run that was stopped continues where it was when its command is given again.",
+            "",
+            *(f"  {name}  {meaning}" for name, (_, meaning) in STAGES.items()),
+            "",
+            "'diorama train STAGE --help' lists a stage's options.",
+            "'diorama data worlds' renders what they train on.",
+        ]
+    )
