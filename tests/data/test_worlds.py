@@ -20,7 +20,7 @@ def rendered():
     out = {}
     for kind in PLACES:
         place = world(3, kind=kind)
-        out[kind] = (place, render(place, place.path(4, *SIZE), samples=2))
+        out[kind] = (place, render(place, place.path(12, *SIZE)[:4], samples=2))
     return out
 
 
@@ -176,7 +176,7 @@ def test_paths_are_free_and_neither_start_nor_end_out_of_sight_of_each_other():
         assert _crowding(place.solids, cameras.centers[None], place.limits).item() == 0
         views = render(place, cameras, samples=1)
         depth = views.depth.flatten(1).clamp_max(30)
-        assert (depth.amin(1) > 0.25 * depth.median(1).values).all()
+        assert (depth.quantile(0.05, dim=1) > 0.3 * depth.median(1).values).all()  # a thin corner may come nearer
         pixels, z = cameras[5].project(views.points[:1])
         shared = ((pixels > 0) & (pixels < torch.tensor([SIZE[1], SIZE[0]]))).all(-1) & (z > 0)
         assert 0.1 < shared.float().mean() < 0.99

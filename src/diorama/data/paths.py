@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from diorama.data.worlds import World
 
 MOVES = {"orbit": 0.55, "dolly": 0.1, "truck": 0.15, "handheld": 0.2}  # shares
-TRIES, PROBES, GOOD = 4, 5, 0.03
+TRIES, PROBES, GOOD, PASSABLE = 4, 5, 0.03, 0.3
+CENTERS, INSIDE = 25, 10.0  # places of a path that must be free, and what one that is not weighs
 
 
 def choose_path(world: "World", views: int, height: int, width: int, kind: str | None = None) -> Cameras:
@@ -27,15 +28,17 @@ def choose_path(world: "World", views: int, height: int, width: int, kind: str |
     move, fov = str(rng.choice(list(MOVES), p=list(MOVES.values()))), float(rng.uniform(45, 75))
     move = kind or move
     best, least, solids = None, np.inf, trimmed(world.solids)
-    for attempt in range(16):
+    for attempt in range(24):
         ease = 0.94 ** max(0, attempt - 5)  # tight places get shorter paths
         curves = [_draw(world, rng, move, ease) for _ in range(TRIES)]
         probes = torch.stack([_poses(curve, PROBES) for curve in curves])
-        faults = _faults(world, solids, Cameras.from_fov(fov, *_small(height, width), probes))
+        centers = torch.stack([_poses(curve, CENTERS)[:, :3, 3] for curve in curves])
+        inside = _crowding(solids, centers, world.limits)
+        faults = _faults(world, solids, Cameras.from_fov(fov, *_small(height, width), probes), inside)
         first = next((i for i, f in enumerate(faults) if f <= GOOD), int(np.argmin(faults)))
         if faults[first] < least:
             best, least = curves[first], faults[first]
-        if least <= GOOD:
+        if least <= GOOD or (attempt >= 15 and least < PASSABLE):
             break
     return Cameras.from_fov(fov, height, width, _poses(best, views))
 
@@ -123,7 +126,7 @@ def _look_at(eye: np.ndarray, target: np.ndarray, roll: np.ndarray) -> np.ndarra
     return poses
 
 
-def _faults(world: "World", solids: Solids, cameras: Cameras) -> list[float]:
+def _faults(world: "World", solids: Solids, cameras: Cameras, inside: Float[Tensor, " path"]) -> list[float]:
     """How far each of a batch of paths is from being free, varied and overlapping; 0 if all is well."""
     _origins, directions = cameras.rays()
     paths, views = directions.shape[:2]
@@ -137,7 +140,6 @@ def _faults(world: "World", solids: Solids, cameras: Cameras) -> list[float]:
     flat = directions.reshape(paths * views, -1, 3)
     depth = distance * (flat * cameras.camera_to_world.reshape(-1, 1, 4, 4)[..., :3, 2]).sum(-1)
     depth, index = depth.reshape(paths, views, -1), index.reshape(paths, views, -1)
-    inside = _crowding(solids, cameras.centers, world.limits)
     usual = depth.clamp_max(30).median(2).values
     near = (0.37 - depth.amin(2) / usual).clamp_min(0).amax(1)
     bins = solids.center.shape[1] + 1
@@ -153,7 +155,7 @@ def _faults(world: "World", solids: Solids, cameras: Cameras) -> list[float]:
     shared, shift = _overlap(cameras, points)
     overlap = (0.15 - shared).clamp_min(0)
     still = (0.32 - shift).clamp_min(0)
-    total = inside * 10 + near * 3 + dull * 2 + few + far + overlap * 2 + still
+    total = inside * INSIDE + near * 3 + dull * 2 + few + far + overlap * 2 + still
     return [float(x) if x > 1e-6 else 0.0 for x in total]
 
 

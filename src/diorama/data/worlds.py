@@ -19,7 +19,7 @@ from diorama.data.textures import WIDTH, atlas, read_pictures
 from diorama.geometry.cameras import Cameras
 from diorama.scene import Views
 
-WORLDS_VERSION = 1  # changes whenever the picture of any seed changes
+WORLDS_VERSION = 2  # changes whenever the picture of any seed changes
 SPLITS = {
     "train": range(0, 10_000_000),
     "validation": range(10_000_000, 10_100_000),
