@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from diorama.data.cache import WorldsCache
 from diorama.data.transforms import mirrored
 from diorama.evaluation.metrics import depth_abs_rel, psnr
+from diorama.models.checkpoints import check_weights
 from diorama.models.rae3d import RAE3D, SIZES
 from diorama.pipelines.tokens import encode_views
 from diorama.scene import Views
@@ -29,6 +30,8 @@ class Config(Run):
     """Pre-rendered Worlds of the validation split."""
     size: str = "base-256"
     """Row of RAE3D's table of sizes."""
+    start: Path | None = None
+    """Folder of a trained RAE3D of this size to begin from, instead of random weights."""
     muon_rate: float = 0.0
     """Peak rate of Muon for the blocks' matrices; 0 leaves everything to AdamW."""
     known_views: tuple[int, ...] = (2, 4, 6, 8)
@@ -72,6 +75,9 @@ class RAE3DStage:
         torch.manual_seed(config.seed)
         self.config = config
         self.model = RAE3D(**SIZES[config.size])
+        if config.start:
+            check_weights(RAE3D, config.start)
+            self.model.load_state_dict(RAE3D.from_pretrained(config.start, torch_dtype=torch.float32).state_dict())
         self.modules: dict[str, nn.Module] = {"rae3d": self.model}
         self.optimizers = {"reconstruction": matrix_optimizers(self.model, config, config.muon_rate)}
         self.data, self.held_out = WorldsCache(config.data), WorldsCache(config.validation)
