@@ -32,11 +32,17 @@ def lively(module, seed=0):
 
 
 def rae3d(seed=0, **changes):
-    return lively(RAE3D(**RAE | changes), seed)
+    return _made(RAE3D, RAE | changes, seed)
 
 
 def dit3d(seed=0, **changes):
-    return lively(DiT3D(**dict(tokens=TOKENS, channels=DIM) | DIT | changes), seed)
+    return _made(DiT3D, dict(tokens=TOKENS, channels=DIM) | DIT | changes, seed)
+
+
+def _made(kind, arguments, seed):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # of what is random and no parameter, such as the time's frequencies
+        return lively(kind(**arguments), seed)
 
 
 def pipeline(**changes):

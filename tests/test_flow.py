@@ -1,7 +1,7 @@
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diorama.flow import dimension_shift, guidance_at, guided, interpolate, shifted, uniform_sigmas, velocity
@@ -70,6 +70,7 @@ def test_the_velocity_is_the_paths_derivative():
     torch.testing.assert_close((later - before) / 2e-3, velocity(data, noise))
 
 
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(steps=st.integers(1, 60), shift=st.floats(0.5, 20))
 def test_euler_steps_along_the_exact_velocity_recover_the_data(steps, shift):
     data, noise = normal(2, 6), normal(2, 6, seed=1)
@@ -89,3 +90,9 @@ def test_guidance_1_is_the_conditional_velocity_and_0_the_other():
 @pytest.mark.parametrize(("t", "expected"), [(0.0, 1.0), (0.2, 3.0), (0.5, 3.0), (0.8, 3.0), (0.81, 1.0), (1.0, 1.0)])
 def test_guidance_acts_inside_its_interval(t, expected):
     assert guidance_at(t, 3.0, (0.2, 0.8)) == expected
+
+
+@pytest.mark.parametrize("interval", [(0.8, 0.2), (-0.1, 1.0), (0.0, 1.5), (float("nan"), 1.0)])
+def test_an_interval_that_is_none_is_refused(interval):
+    with pytest.raises(ValueError, match=r"^guidance interval \([^\n]+\): accepted is 0 <= low <= high <= 1$"):
+        guidance_at(0.5, 2.0, interval)

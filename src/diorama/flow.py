@@ -49,4 +49,6 @@ def guided(
 def guidance_at(t: float, guidance: float, interval: tuple[float, float]) -> float:
     """Guidance at time t: `guidance` inside the interval of times, 1 outside."""
     low, high = interval
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"guidance interval {interval}: accepted is 0 <= low <= high <= 1")
     return guidance if low <= t <= high else 1.0

@@ -2,11 +2,11 @@
 
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module, metadata
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -37,6 +37,34 @@ class Context(NamedTuple):
 class ScenePipeline(DiffusionPipeline):
     """What all families share: batching, the sampling loop, guidance, seeds, progress and provenance."""
 
+    config: Any  # what __init__ registered, by attribute
+
+    @overload
+    def generate(
+        self,
+        condition: Condition,
+        wanted: Cameras | Shot,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        interval: tuple[float, float] = (0.0, 1.0),
+        on_step: OnStep | None = None,
+    ) -> Scene: ...
+
+    @overload
+    def generate(
+        self,
+        condition: Sequence[Condition],
+        wanted: Cameras | Shot | Sequence[Cameras | Shot],
+        *,
+        seed: int | Sequence[int] = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        interval: tuple[float, float] = (0.0, 1.0),
+        on_step: OnStep | None = None,
+    ) -> list[Scene]: ...
+
     def generate(
         self,
         condition: Condition | Sequence[Condition],
@@ -53,34 +81,32 @@ class ScenePipeline(DiffusionPipeline):
         Wanted sizes that the model cannot make are changed to near ones of its own resolution. Guidance acts at times
         t inside `interval` (1 = noise). `on_step(done, all)` may raise `Cancelled`. ValueError on unusable input.
         """
-        if isinstance(condition, Condition):
-            one = self.generate(
-                [condition], [wanted], seed=[seed], steps=steps, guidance=guidance, interval=interval, on_step=on_step
-            )  # type: ignore[list-item]  # noqa: E501
-            return one[0]  # type: ignore[index]
-        count = len(condition)
+        conditions = [condition] if isinstance(condition, Condition) else list(condition)
+        count = len(conditions)
         paths = list(wanted) if isinstance(wanted, Sequence) else [wanted] * count
         seeds = list(seed) if isinstance(seed, Sequence) else [seed] * count
         if not len(paths) == len(seeds) == count:
             raise ValueError(
                 f"{count} conditions, {len(paths)} camera paths and {len(seeds)} seeds: accepted is one each"
             )
-        chosen = {
-            "steps": steps or self.config.steps,
+        settings = {
+            "steps": self.config.steps if steps is None else steps,
             "guidance": self.config.guidance if guidance is None else guidance,
+            "interval": interval,
         }
-        requests = [self.prepared(c, path) for c, path in zip(condition, paths, strict=True)]
+        uniform_sigmas(settings["steps"])  # refuses what it cannot use, as does the next, before any heavy work
+        guidance_at(1.0, settings["guidance"], interval)
+        requests = [self.prepared(c, path) for c, path in zip(conditions, paths, strict=True)]
         scenes: dict[int, Scene] = {}
         groups: dict[Any, list[int]] = {}
-        for index, (_, path) in enumerate(requests):
-            groups.setdefault((path.views, path.height, path.width), []).append(index)
+        for index, (known, path) in enumerate(requests):
+            shape = (path.views, path.height, path.width, len({0, *known.at}))  # of all that the encoder reads
+            groups.setdefault(shape, []).append(index)
         for number, members in enumerate(groups.values()):
             report = _part_of(on_step, number, len(groups))
-            made = self._generate_batch(
-                [requests[i] for i in members], [seeds[i] for i in members], chosen | {"interval": interval}, report
-            )
+            made = self._generate_batch([requests[i] for i in members], [seeds[i] for i in members], settings, report)
             scenes |= dict(zip(members, made, strict=True))
-        return [scenes[index] for index in range(count)]
+        return scenes[0] if isinstance(condition, Condition) else [scenes[index] for index in range(count)]
 
     @torch.no_grad()
     def _generate_batch(
@@ -206,9 +232,3 @@ def _part_of(on_step: OnStep | None, number: int, groups: int) -> OnStep | None:
     if on_step is None:
         return None
     return lambda done, steps: on_step(number * steps + done, groups * steps)
-
-
-def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """Consecutive parts of at most `size`."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

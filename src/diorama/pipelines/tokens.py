@@ -1,9 +1,10 @@
 """3DRAE + 3DDiT behind the one interface: photos to latent tokens, tokens to views."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -19,6 +20,8 @@ from diorama.pipelines.base import Context, ScenePipeline
 from diorama.scene import Condition, Scene, Shot, Views
 
 POSE_TOLERANCE = 1e-3  # of a known camera against the wanted one: share of the path's extent, radians, image widths
+VIEWS_AT_ONCE = 32  # decoded together, which bounds the memory that a long path needs
+MIN_DEPTH = 1e-4  # of decoded points, in the latent frame: in front of the camera by contract
 
 
 def encode_views(
@@ -40,6 +43,7 @@ class TokenPipeline(ScenePipeline):
         autoencoder: RAE3D,
         denoiser: DiT3D,
         scheduler: FlowMatchEulerDiscreteScheduler,
+        *,
         title: str = "3DRAE + 3DDiT",
         licence: str = "unknown",
         pixels: int = 63_504,
@@ -59,11 +63,20 @@ class TokenPipeline(ScenePipeline):
     @classmethod
     def load_folder(cls, folder: Path) -> "TokenPipeline":
         """Load a saved pipeline in float32, strictly: missing, unknown or unreadable weights raise ValueError."""
-        models = {"autoencoder": RAE3D, "denoiser": DiT3D}
-        for name, kind in models.items():
+        for name, kind in (("autoencoder", RAE3D), ("denoiser", DiT3D)):
             check_weights(kind, folder / name)
-        loaded = {name: kind.from_pretrained(folder / name, torch_dtype=torch.float32) for name, kind in models.items()}
-        return cls.from_pretrained(folder, **loaded)
+        autoencoder = RAE3D.from_pretrained(folder / "autoencoder", torch_dtype=torch.float32)
+        denoiser = DiT3D.from_pretrained(folder / "denoiser", torch_dtype=torch.float32)
+        expected, found = autoencoder.latent_mean.shape, (denoiser.config.tokens, denoiser.config.channels)
+        if tuple(expected) != found:
+            raise ValueError(f"{folder}: the denoiser's latents are {found}, the autoencoder's {tuple(expected)}")
+        try:
+            scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
+            index = json.loads((folder / "model_index.json").read_text())
+            options = {key: value for key, value in index.items() if key[0] != "_" and not isinstance(value, list)}
+            return cls(autoencoder, denoiser, scheduler, **options)
+        except (OSError, TypeError) as error:
+            raise ValueError(f"{folder}: not a {cls.__name__} ({str(error).splitlines()[0]})") from None
 
     def prepared(self, condition: Condition, wanted: Cameras | Shot) -> tuple[Condition, Cameras]:
         """The request at a size of this model's own resolution, once everything about it is known to be usable."""
@@ -73,21 +86,27 @@ class TokenPipeline(ScenePipeline):
             )
         if condition.prompt is not None:
             raise ValueError(f"{self.config.title} was trained without text: leave the prompt out")
-        path = self.fitted(wanted.to(torch.float32).checked())
+        if condition.label is not None:
+            raise ValueError(f"{self.config.title} was trained without classes: leave the label out")
+        wanted = _single(wanted)
+        path = self.fitted(wanted)
         if condition.views is None:
             return condition, path
         outside = [place for place in condition.at if place >= path.views]
         if outside:
             raise ValueError(f"known view at place {outside[0]} of {path.views} wanted views; places count from 0")
-        known = condition.views
+        known = condition.views.to("cpu", torch.float32)
+        if known.images.ndim != 4:
+            raise ValueError(
+                f"known images of shape {tuple(known.images.shape)}: accepted is (views, 3, height, width)"
+            )
         if known.cameras is None:
             known = replace(known, cameras=wanted[condition.at].resized(*known.images.shape[-2:]))
-        known = known.to(torch.float32)
-        _check_same(known.cameras.checked(), path, condition.at)  # type: ignore[union-attr]
+        _check_same(_single(known.cameras), path, condition.at)  # type: ignore[arg-type]
         return replace(condition, views=known), path
 
     def fitted(self, cameras: Cameras) -> Cameras:
-        """The same views at sides this model can decode: multiples of the patch, about the trained area if larger."""
+        """The same views at sides this model can decode: multiples of the patch, and of the trained area or near it."""
         patch, area = self.autoencoder.config.patch, cameras.height * cameras.width
         if cameras.height % patch == cameras.width % patch == 0 and area <= 4 * self.config.pixels:
             return cameras
@@ -97,29 +116,24 @@ class TokenPipeline(ScenePipeline):
 
     def encode(self, conditions: Sequence[Condition], wanted: Sequence[Cameras]) -> Context:
         """Normalised latents of the wanted poses, of which only the known ones show their image."""
-        device, count = self.device, len(wanted)
-        cameras = replace(
-            wanted[0],
-            camera_to_world=torch.stack([path.camera_to_world for path in wanted]),
-            intrinsics=torch.stack([path.intrinsics for path in wanted]),
-        )
+        cameras = _stack(wanted)
         local, frame = cameras.normalized()
         chosen = [_spread(cameras.views, condition.at, self.config.encoder_views) for condition in conditions]
-        read = max(map(len, chosen))
-        images = torch.zeros(count, read, 3, cameras.height, cameras.width)
-        visible = torch.zeros(count, read, dtype=torch.bool)
+        images = torch.zeros(len(wanted), len(chosen[0]), 3, cameras.height, cameras.width)
+        visible = torch.zeros(len(wanted), len(chosen[0]), dtype=torch.bool)
         for row, (condition, places) in enumerate(zip(conditions, chosen, strict=True)):
             if condition.views is not None:
                 slots = [places.index(place) for place in condition.at]
-                images[row, slots] = condition.views.resized(cameras.height, cameras.width).images.cpu()
+                images[row, slots] = condition.views.resized(cameras.height, cameras.width).images
                 visible[row, slots] = True
-        index = torch.tensor([places + places[-1:] * (read - len(places)) for places in chosen])[..., None, None]
+        index = torch.tensor(chosen)[..., None, None]
         poses = replace(
             local,
             camera_to_world=local.camera_to_world.gather(1, index.expand(-1, -1, 4, 4)),
             intrinsics=local.intrinsics.gather(1, index.expand(-1, -1, 3, 3)),
-        ).to(device)
-        latents = encode_views(self.autoencoder, Views(images.to(device), poses), poses, visible.to(device))
+        ).to(self.device)
+        views = Views(images.to(self.device), poses)
+        latents = encode_views(self.autoencoder, views, poses, visible.to(self.device))
         return Context(self.autoencoder.normalize(latents), cameras, frame)
 
     def null(self, condition: Condition) -> Condition:
@@ -142,42 +156,54 @@ class TokenPipeline(ScenePipeline):
         views = self._decode(raw, context.cameras, context.frame)  # type: ignore[arg-type]
         return [_one(views, row) for row in range(latents.shape[0])], raw
 
+    @overload
+    def reconstruct(self, views: Views, wanted: Cameras | None = None) -> Scene: ...
+
+    @overload
+    def reconstruct(self, views: Sequence[Views], wanted: Cameras | Sequence[Cameras] | None = None) -> list[Scene]: ...
+
     @torch.no_grad()
-    def reconstruct(self, views: Views | Sequence[Views], wanted: Cameras | Sequence[Cameras] | None = None) -> Any:
+    def reconstruct(
+        self, views: Views | Sequence[Views], wanted: Cameras | Sequence[Cameras] | None = None
+    ) -> Scene | list[Scene]:
         """Known views to latents to wanted views (by default the known ones), without diffusion.
 
         A sequence of equally shaped views gives a list of scenes, encoded and decoded as one batch.
         """
-        if isinstance(views, Views):
-            return self.reconstruct([views], None if wanted is None else [wanted])[0]  # type: ignore[list-item]
-        if any(item.cameras is None for item in views):
-            raise ValueError("reconstruct needs a camera for every view; give cameras or a single photo")
-        targets = [item.cameras for item in views] if wanted is None else list(wanted)  # type: ignore[arg-type]
-        targets = [self.fitted(path.to(torch.float32).checked()) for path in targets]  # type: ignore[union-attr]
-        sources = [item.cameras.to(torch.float32).checked() for item in views]  # type: ignore[union-attr]
-        size = self.fitted(sources[0])
-        known = torch.stack([item.resized(size.height, size.width).images for item in views]).float()
-        poses = _stack([path.resized(size.height, size.width) for path in sources])
+        items = [views] if isinstance(views, Views) else list(views)
+        paths = [item.cameras for item in items if item.cameras is not None]
+        if not items:
+            return []
+        if len(paths) != len(items):
+            raise ValueError(
+                f"{len(paths)} of {len(items)} sets of views have cameras; reconstruct needs them in every one"
+            )
+        sources = [_single(path) for path in paths]
+        if wanted is not None:
+            paths = [wanted] * len(items) if isinstance(wanted, Cameras) else list(wanted)
+        if len(paths) != len(items):
+            raise ValueError(f"{len(items)} sets of views but {len(paths)} camera paths: accepted is one each")
+        targets = [self.fitted(_single(path)) for path in paths]
+        poses = _stack([self.fitted(path) for path in sources])
+        known = torch.stack([item.resized(poses.height, poses.width).images for item in items]).float()
         # One frame for what is known and what is wanted: the first known view's, the farthest camera of all at 1.
-        count = poses.views
         together = _stack([_joined(a, b) for a, b in zip(sources, targets, strict=True)])
         _, frame = together.normalized()
         local = poses.transformed(frame).to(self.device)
-        visible = torch.ones(len(views), count, dtype=torch.bool, device=self.device)
+        visible = torch.ones(len(items), poses.views, dtype=torch.bool, device=self.device)
         latents = encode_views(self.autoencoder, Views(known.to(self.device), local), local, visible)
         made = self._decode(latents, _stack(targets), frame)
-        return [
+        scenes = [
             Scene(
                 views=_one(made, row),
-                condition=Condition(item, tuple(range(len(item))) if wanted is None else ())
-                if wanted is None
-                else Condition(),
+                condition=Condition(item, tuple(range(len(item)))) if wanted is None else Condition(),
                 latents=latents[row].cpu(),
                 latent_frame=Similarity(frame.rotation[row], frame.translation[row], frame.scale[row]),
-                provenance=self.provenance(None, {"known_views": count}),
+                provenance=self.provenance(None, {"known_views": poses.views}),
             )
-            for row, item in enumerate(views)
+            for row, item in enumerate(items)
         ]
+        return scenes[0] if isinstance(views, Views) else scenes
 
     @torch.no_grad()
     def render(self, scene: Scene, cameras: Cameras) -> Views:
@@ -193,19 +219,35 @@ class TokenPipeline(ScenePipeline):
             )
         frame = scene.latent_frame
         batch = Similarity(frame.rotation[None], frame.translation[None], frame.scale[None])
-        path = _stack([self.fitted(cameras.to(torch.float32).checked())])
+        path = _stack([self.fitted(_single(cameras))])
         return _one(self._decode(scene.latents[None].to(self.device), path, batch), 0)
 
     def _decode(self, latents: Tensor, cameras: Cameras, frame: Similarity) -> Views:
-        rays = cameras.transformed(frame).plucker().to(self.device)
-        images, points, confidence = self.autoencoder.decode(latents, rays)
-        views = Views(images.float().clamp(0, 1).cpu(), cameras)
+        scene, local = self.autoencoder.cache(latents), cameras.transformed(frame)
+        size = max(1, VIEWS_AT_ONCE // len(latents))
+        parts = [
+            self.autoencoder.decode(scene, local[start : start + size].plucker().to(self.device))
+            for start in range(0, cameras.views, size)
+        ]
+        images, points, confidence = (
+            None if values[0] is None else torch.cat([value.float().cpu() for value in values], 1)
+            for values in zip(*parts, strict=True)
+        )
+        views = Views(images.clamp(0, 1), cameras)  # type: ignore[union-attr]
         if points is None or confidence is None:
             return views
-        world = frame.inverse().apply(points.cpu())
-        # The regressed point keeps its depth and moves onto its pixel's ray; depth in front of the camera by contract.
-        depth = Views(views.images, cameras, world).depth.clamp(min=1e-4)  # type: ignore[union-attr]
-        return replace(views, points=cameras.unproject(depth), confidence=confidence.cpu() - 1)
+        # The regressed point keeps its depth and moves onto its pixel's ray.
+        depth = Views(views.images, local, points).depth.clamp(min=MIN_DEPTH)  # type: ignore[union-attr]
+        depth = depth / frame.scale[:, None, None, None]
+        return replace(views, points=cameras.unproject(depth), confidence=confidence - 1)
+
+
+def _single(path: Cameras) -> Cameras:
+    """One path of usable cameras on the CPU, where frames are computed; ValueError for what is none."""
+    if path.camera_to_world.ndim != 3 or path.views == 0:
+        shape = tuple(path.camera_to_world.shape)
+        raise ValueError(f"cameras of shape {shape}: accepted is one path of shape (views, 4, 4)")
+    return path.to("cpu", torch.float32).checked()
 
 
 def _stack(paths: Sequence[Cameras]) -> Cameras:

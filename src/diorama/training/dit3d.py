@@ -15,6 +15,7 @@ from diorama.data.cache import WorldsCache
 from diorama.data.transforms import mirrored
 from diorama.evaluation.metrics import gradient_energy, psnr
 from diorama.flow import dimension_shift, interpolate, shifted
+from diorama.geometry.cameras import Cameras
 from diorama.models.dit3d import SIZES, DiT3D
 from diorama.models.rae3d import RAE3D
 from diorama.pipelines.tokens import TokenPipeline, encode_views
@@ -159,21 +160,22 @@ class DiT3DStage:
         )
 
     def validate(self) -> tuple[dict[str, float], Float[Tensor, "3 height width"]]:
-        """Loss on held-out scenes; PSNR and gradient energy of generations from the first view beside RAE3D's own."""
+        """PSNR and gradient energy of generations from the first view of held-out scenes beside RAE3D's own."""
         count = min(16, len(self.held_out))
         every = torch.linspace(0, self.held_out.views - 1, self.config.encoder_views).round().long()
         views = self.held_out.batch(torch.arange(count), every.expand(count, -1))
         pipeline = self.pipeline()
         items = [_scene(views, row) for row in range(count)]
-        made = pipeline.generate([Condition(item[:1], (0,)) for item in items], [item.cameras for item in items], steps=20)  # type: ignore[misc]
-        plain = pipeline.reconstruct([item[:1] for item in items], [item.cameras for item in items])  # type: ignore[misc]
+        paths: list[Cameras] = [item.cameras for item in items]  # type: ignore[misc]
+        made = pipeline.generate([Condition(item[:1], (0,)) for item in items], paths, steps=20)
+        plain = pipeline.reconstruct([item[:1] for item in items], paths)
         self.model.train()
         true = views.images[:, 1:]
         values, rows = {}, [views.images[:8, self.config.encoder_views // 2]]
         for name, scenes in (("generated", made), ("regressed", plain)):
-            images = torch.stack([scene.views.images for scene in scenes])  # type: ignore[union-attr]
+            images = torch.stack([scene.views.images for scene in scenes])
             values[f"psnr_{name}"] = float(psnr(images[:, 1:], true).mean())
-            values[f"sharpness_{name}"] = float((gradient_energy(images[:, 1:]).mean() / gradient_energy(true).mean()))
+            values[f"sharpness_{name}"] = float(gradient_energy(images[:, 1:]).mean() / gradient_energy(true).mean())
             rows.append(images[:8, self.config.encoder_views // 2])
         return values, torch.cat(list(torch.cat(rows, -2)), -1)
 
@@ -186,5 +188,6 @@ def _scene(views: Views, row: int) -> Views:
     cameras = views.cameras
     assert cameras is not None
     return Views(
-        views.images[row], type(cameras)(cameras.camera_to_world[row], cameras.intrinsics[row], cameras.height, cameras.width)
+        views.images[row],
+        type(cameras)(cameras.camera_to_world[row], cameras.intrinsics[row], cameras.height, cameras.width),
     )

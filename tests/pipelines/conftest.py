@@ -1,0 +1,7 @@
+import pytest
+from tests.miniature import pipeline
+
+
+@pytest.fixture(scope="package")
+def model():
+    return pipeline()

@@ -1,0 +1,121 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from tests.miniature import rae3d
+from tests.training.conftest import SIDE, VIEWS
+
+from diorama.data.cache import WorldsCache
+from diorama.geometry.similarity import Similarity
+from diorama.models.rae3d import RAE3D
+from diorama.training.rae3d import Config, RAE3DStage, visible_views
+from diorama.training.trainer import Trainer, step_generator
+
+
+@pytest.fixture
+def config(worlds, tmp_path):
+    return Config(
+        out=tmp_path / "run", **worlds, size="miniature", steps=4, batch=3, learning_rate=1e-3, warmup=0,
+        precision="32-true", device="cpu", known_views=(2, 3), target_views=2, gradient_weight=0.5,
+    )  # fmt: skip
+
+
+def losses(stage, batch):
+    ((phase, found),) = stage.phases(batch, step_generator(0, 0, 1))
+    assert phase == "reconstruction"
+    return {name: float(loss.detach()) for name, loss in found.items()}
+
+
+@pytest.mark.parametrize("changes", [{}, dict(relative_points=True, mirror=True, muon_rate=1e-3)], ids=["plain", "all"])
+def test_one_step_lowers_the_loss_on_its_batch(config, changes):
+    stage = RAE3DStage(replace(config, **changes))
+    batch = stage.batch(0)
+    before = losses(stage, batch)
+    assert before.keys() == {"image", "gradient", "point_confident", "point_distance", "point_empty"}
+    report = Trainer(stage, stage.config).train_step()
+    assert report["loss"] == pytest.approx(sum(before.values()), rel=1e-5)
+    assert sum(losses(stage, batch).values()) < sum(before.values())
+
+
+def test_a_batch_belongs_to_its_step(config):
+    one, other = RAE3DStage(config), RAE3DStage(config)
+    (views, known), (again, count) = one.batch(5), other.batch(5)
+    assert known == count in (2, 3) and torch.equal(views.images, again.images)
+    assert views.images.shape == (3, known + 2, 3, SIDE, SIDE)
+    assert not torch.equal(one.batch(6)[0].images[:, :2], views.images[:, :2])
+    sizes = {one.batch(step)[1] for step in range(20)}
+    assert sizes == {2, 3}
+
+
+def test_the_views_of_a_batch_are_different_views_of_one_scene(config):
+    data = WorldsCache(config.data)
+    poses = data.camera_to_world
+    views, _ = RAE3DStage(replace(config, batch=8)).batch(0)
+    for row in views.cameras.camera_to_world:
+        same = (row[:, None, None] == poses).all((-1, -2)).nonzero()  # view, scene, place
+        assert len(set(same[:, 1].tolist())) == 1 and len(set(same[:, 2].tolist())) == len(row)
+
+
+def test_losses_without_points_or_gradients(config):
+    stage = RAE3DStage(replace(config, gradient_weight=0.0, point_views=0))
+    assert losses(stage, stage.batch(0)).keys() == {"image"}
+
+
+def test_the_loss_does_not_depend_on_the_world_it_is_measured_in(config):
+    """Cameras are normalised before the model sees them, points by the same map."""
+    stage = RAE3DStage(replace(config, noise=0.0))
+    views, known = stage.batch(0)
+    turn = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]]).expand(3, 3, 3)
+    moved = views.transformed(Similarity(turn, torch.ones(3, 3), torch.full((3,), 2.0)))
+    before, after = losses(stage, (views, known)), losses(stage, (moved, known))
+    assert after == pytest.approx(before, rel=1e-3)
+
+
+@torch.no_grad()
+def test_validation_gives_finite_numbers_and_a_picture(config):
+    values, picture = RAE3DStage(config).validate()
+    assert values.keys() == {"psnr_4", "psnr_2", "psnr_1", "depth_abs_rel"}
+    assert all(torch.tensor(value).isfinite() for value in values.values())
+    assert picture.shape == (3, 6 * SIDE, 2 * SIDE) and picture.isfinite().all()  # truth and guess, thrice; two scenes
+
+
+def test_a_run_ends_with_a_model_that_loads(config):
+    stage = RAE3DStage(config)
+    trainer = Trainer(stage, config)
+    trainer.train()
+    model = RAE3D.from_pretrained(config.out / "model")
+    for parameter, average in zip(model.parameters(), trainer.ema.shadow_params, strict=True):
+        assert torch.equal(parameter, average)
+
+
+def test_a_run_may_start_from_a_trained_model(config, tmp_path):
+    trained = rae3d(3)
+    trained.save_pretrained(tmp_path / "trained")
+    stage = RAE3DStage(replace(config, start=tmp_path / "trained"))
+    for name, tensor in stage.model.state_dict().items():
+        assert torch.equal(tensor, trained.state_dict()[name]), name
+    rae3d(tokens=7).save_pretrained(tmp_path / "other")
+    with pytest.raises((ValueError, RuntimeError), match="size mismatch|shape"):
+        RAE3DStage(replace(config, start=tmp_path / "other"))
+
+
+def test_how_many_views_hide_their_image(config):
+    config = replace(config, mask_probability=0.5, mask_ratio=(0.25, 0.75), blind_probability=0.1)
+    visible = visible_views(4000, VIEWS, config, torch.Generator().manual_seed(0))
+    shown = visible.sum(1)
+    assert float((shown == 0).float().mean()) == pytest.approx(0.1, abs=0.02)
+    some = (shown > 0) & (shown < VIEWS)
+    assert float(some.float().mean()) == pytest.approx(0.5, abs=0.03)
+    assert float((shown == VIEWS).float().mean()) == pytest.approx(0.4, abs=0.03)
+    hidden = (~visible[some]).float()
+    assert hidden.sum(1).min() >= 0.25 * VIEWS - 0.5 and hidden.sum(1).max() <= 0.75 * VIEWS + 0.5
+    assert hidden.mean() == pytest.approx(0.5, abs=0.03)
+    assert (hidden.mean(0) - hidden.mean()).abs().max() < 0.05  # no place is hidden more often than another
+
+
+@pytest.mark.parametrize(("kind", "shown"), [("mask_probability", VIEWS), ("blind_probability", 0)])
+def test_nothing_and_everything_hidden(config, kind, shown):
+    config = replace(config, mask_probability=0.0, blind_probability=0.0) if shown else config
+    config = config if shown else replace(config, blind_probability=1.0)
+    visible = visible_views(50, VIEWS, config, torch.Generator().manual_seed(0))
+    assert (visible.sum(1) == shown).all()

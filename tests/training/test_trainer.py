@@ -1,0 +1,249 @@
+import json
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from diorama.training import trainer as module
+from diorama.training.trainer import Run, Trainer, learning_rate_share, matrix_optimizers, step_generator
+
+
+@dataclass(frozen=True)
+class ToyRun(Run):
+    width: int = 4
+
+
+class ToyStage:
+    """A regression whose prediction a critic, with its own optimiser, learns to rate."""
+
+    def __init__(self, run):
+        torch.manual_seed(run.seed)
+        self.run, self.spoiled, self.validated, self.saved = run, False, [], []
+        self.maker, self.critic = nn.Linear(run.width, 2), nn.Linear(2, 1)
+        self.modules = {"maker": self.maker, "critic": self.critic}
+        self.optimizers = {
+            name: [torch.optim.AdamW(part.parameters(), run.learning_rate)] for name, part in self.modules.items()
+        }
+
+    def batch(self, step):
+        return torch.randn(self.run.batch, self.run.width, generator=step_generator(self.run.seed, step, 0))
+
+    def phases(self, batch, generator):
+        noise = 0.01 * torch.randn(len(batch), 2, generator=generator)
+        made = self.maker(batch + (math.nan if self.spoiled else 0)) + noise
+        error = (made - batch[:, :2]).square()
+        yield "maker", {"first": error[:, 0].mean(), "second": error[:, 1].mean()}
+        yield "critic", {"rating": (self.critic(made.detach()) - error.detach().sum(1, keepdim=True)).square().mean()}
+
+    def weights(self):
+        return [p.detach().clone() for part in self.modules.values() for p in part.parameters()]
+
+    def validate(self):
+        self.validated.append(self.weights())
+        return {"number": 1.5}, torch.full((3, 4, 6), 0.5)
+
+    def save(self, folder):
+        self.saved.append(self.weights())
+        folder.mkdir(parents=True)
+        save_file(self.maker.state_dict(), folder / "weights.safetensors")
+
+
+@pytest.fixture
+def run(tmp_path):
+    return ToyRun(
+        out=tmp_path / "run", steps=6, batch=8, learning_rate=0.05, warmup=2, ema=0.9, precision="32-true",
+        log_every=1, save_every=100, validate_every=100, device="cpu",
+    )  # fmt: skip
+
+
+def made(run):
+    stage = ToyStage(run)
+    return stage, Trainer(stage, run)
+
+
+def log(run):
+    return [json.loads(line) for line in (run.out / "log.jsonl").read_text().splitlines()]
+
+
+def test_training_lowers_the_losses_of_both_phases(run):
+    stage, trainer = made(replace(run, steps=200))
+    reports = [trainer.train_step() for _ in range(200)]
+    for name in ("first", "second", "rating"):
+        start, end = (sum(report[name] for report in part) / 20 for part in (reports[:20], reports[-20:]))
+        assert end < 0.2 * start, name
+    report = reports[-1]
+    assert report["loss"] == pytest.approx(report["first"] + report["second"] + report["rating"])
+    assert {"maker_gradient_norm", "critic_gradient_norm", "learning_rate"} <= report.keys()
+    assert trainer.step == 200 and all(p.grad is None for p in stage.maker.parameters())
+
+
+def test_a_run_leaves_its_log_picture_checkpoint_and_model(run):
+    run = replace(run, validate_every=3)
+    stage, trainer = made(run)
+    trainer.train()
+    lines = log(run)
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert [(line["step"], line["validation_number"]) for line in lines if "loss" not in line] == [(3, 1.5), (6, 1.5)]
+    with Image.open(run.out / "sample_0000003.png") as picture:
+        assert picture.size == (6, 4) and picture.getpixel((0, 0)) == (128, 128, 128)
+    assert (run.out / "checkpoint.pt").exists() and not (run.out / "checkpoint.part").exists()
+    assert len(stage.saved) == 1 and (run.out / "model" / "weights.safetensors").exists()
+
+
+def test_resuming_gives_the_next_losses_bit_for_bit(run):
+    straight, whole = made(replace(run, out=run.out / "a"))
+    whole.train()
+    stopped = replace(run, out=run.out / "b")
+    made(stopped)[1].train(until=3)
+    assert not (stopped.out / "model").exists()
+    again, rest = made(stopped)
+    assert rest.step == 3
+    rest.train()
+    for one, two in zip(log(whole.run), log(stopped), strict=True):
+        assert one == two
+    assert all(torch.equal(a, b) for a, b in zip(straight.weights(), again.weights(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(whole.ema.shadow_params, rest.ema.shadow_params, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(straight.saved[0], again.saved[0], strict=True))
+
+
+def test_stopping_early_does_not_change_the_schedule(run):
+    stage, trainer = made(run)
+    trainer.train(until=2)
+    group = stage.optimizers["maker"][0].param_groups[0]
+    assert group["lr"] == pytest.approx(run.learning_rate)  # the end of the warm-up, not of the cosine
+
+
+def test_a_crash_while_saving_leaves_the_old_checkpoint(run, monkeypatch):
+    made(run)[1].train(until=3)
+    before = (run.out / "checkpoint.pt").read_bytes()
+
+    def crash(state, path):
+        path.write_bytes(b"half of a check")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.torch, "save", crash)
+    with pytest.raises(KeyboardInterrupt):
+        made(run)[1].train(until=5)
+    assert (run.out / "checkpoint.pt").read_bytes() == before
+    assert made(run)[1].step == 3
+
+
+def test_other_settings_are_refused_in_one_line_but_not_where_and_how_often(run):
+    made(run)[1].train(until=1)
+    message = (
+        r"^[^\n]*checkpoint\.pt: made with other settings "
+        r"\(learning_rate was 0\.05, is 0\.1, width was 4, is 5\); use them or another --out$"
+    )
+    with pytest.raises(ValueError, match=message):
+        Trainer(ToyStage(run), replace(run, learning_rate=0.1, width=5))
+    assert Trainer(ToyStage(run), replace(run, log_every=7, save_every=1, validate_every=9, device="auto")).step == 1
+
+
+def test_a_checkpoint_of_another_version_is_refused(run):
+    made(run)[1].train(until=1)
+    state = torch.load(run.out / "checkpoint.pt", weights_only=True)
+    assert state.keys() == {"version", "step", "run", "modules", "optimizers", "ema"} and state["version"] == 1
+    torch.save(state | {"version": 0}, run.out / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"^[^\n]*checkpoint\.pt: checkpoint version 0, accepted is 1$"):
+        made(run)
+
+
+def test_averaged_weights_are_validated_and_saved_and_the_raw_ones_trained(run):
+    stage, trainer = made(run)
+    trainer.train()
+    raw, average = stage.weights(), trainer.ema.shadow_params
+    for shown in (stage.validated[-1], stage.saved[-1]):
+        assert all(torch.equal(a, b) for a, b in zip(shown, average, strict=True))
+    assert all(not torch.equal(a, b) for a, b in zip(raw, average, strict=True))
+    assert torch.equal(load_file(run.out / "model" / "weights.safetensors")["weight"], average[0])
+
+
+def test_the_average_follows_the_weights(run):
+    """With a decay that grows as 1 - 1 / (step + 1) ** 0.75 up to the run's."""
+    stage, trainer = made(replace(run, steps=4, ema=0.5))
+    expected = stage.weights()[0]
+    for step in range(4):
+        trainer.train_step()
+        decay = 0 if step == 0 else min(0.5, 1 - (1 + step) ** -0.75)
+        expected = decay * expected + (1 - decay) * stage.weights()[0]
+    torch.testing.assert_close(trainer.ema.shadow_params[0], expected)
+
+
+def test_a_raising_block_gets_the_raw_weights_back(run):
+    stage, trainer = made(run)
+    trainer.train_step()
+    trainer.train_step()
+    raw = stage.weights()
+    seen = []
+
+    def fail():
+        with trainer.averaged():
+            seen.append(stage.weights()[0])
+            raise RuntimeError("in between")
+
+    with pytest.raises(RuntimeError, match="in between"):
+        fail()
+    assert not torch.equal(seen[0], raw[0]) and torch.equal(stage.weights()[0], raw[0])
+
+
+def test_the_learning_rate_warms_up_and_follows_a_cosine(tmp_path):
+    run = Run(out=tmp_path, steps=110, warmup=10, final_rate=0.1)
+    found = [learning_rate_share(step, run) for step in (0, 4, 9, 10, 60, 110, 200)]
+    assert found == pytest.approx([0.1, 0.5, 1, 1, 0.1 + 0.9 * 0.5, 0.1, 0.1])
+    assert learning_rate_share(0, replace(run, warmup=0)) == 1
+    quarter = learning_rate_share(35, run)
+    assert quarter == pytest.approx(0.1 + 0.9 * (0.5 + 0.5 * math.cos(math.pi / 4)))
+
+
+def test_the_optimisers_use_that_rate(run):
+    stage, trainer = made(replace(run, warmup=10))
+    report = trainer.train_step()
+    rates = [group["lr"] for part in stage.optimizers.values() for o in part for group in o.param_groups]
+    assert rates == pytest.approx([0.005, 0.005]) and report["learning_rate"] == pytest.approx(0.005)
+
+
+def test_gradients_are_clipped(run, monkeypatch):
+    stage, trainer = made(replace(run, clip=1e-3))
+    norms, step = [], stage.optimizers["maker"][0].step
+
+    def spy(*arguments):
+        norms.append(torch.stack([p.grad.norm() for p in stage.maker.parameters()]).norm())
+        return step(*arguments)
+
+    monkeypatch.setattr(stage.optimizers["maker"][0], "step", spy)
+    report = trainer.train_step()
+    assert report["maker_gradient_norm"] > 1e-2 and float(norms[0]) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(run):
+    stage, trainer = made(run)
+    trainer.train_step()
+    before = stage.weights()
+    stage.spoiled = True
+    with pytest.raises(ValueError, match=r"^step 1: maker loss is nan; lower the learning rate$"):
+        trainer.train_step()
+    assert all(torch.equal(a, b) for a, b in zip(stage.weights(), before, strict=True)) and trainer.step == 1
+
+
+def test_random_numbers_belong_to_a_seed_a_step_and_a_purpose():
+    draws = {
+        key: torch.rand(3, generator=step_generator(*key)).tolist()
+        for key in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 7, 0))
+    }
+    assert len({tuple(draw) for draw in draws.values()}) == len(draws)
+    assert torch.rand(3, generator=step_generator(0, 1, 0)).tolist() == draws[0, 1, 0]
+
+
+def test_muon_gets_the_blocks_matrices_and_adamw_the_rest(run):
+    model = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(4, 4)]), "input": nn.Linear(4, 4)})
+    (alone,) = matrix_optimizers(model, run, 0.0)
+    assert isinstance(alone, torch.optim.AdamW) and len(alone.param_groups[0]["params"]) == 4
+    adamw, muon = matrix_optimizers(model, run, 0.01)
+    assert muon.param_groups[0]["params"] == [model["blocks"][0].weight] and muon.param_groups[0]["lr"] == 0.01
+    assert {id(p) for p in adamw.param_groups[0]["params"]} == {
+        id(p) for p in (model["blocks"][0].bias, model["input"].weight, model["input"].bias)
+    }
