@@ -99,11 +99,13 @@ def _render_part(argument: tuple[str, dict, int]) -> None:
     poses, intrinsics, words = [], [], []
     for row, seed in enumerate(plan["seeds"][start : start + PART], start):
         place = world(seed)
-        views = render(place, place.path(plan["views"], plan["height"], plan["width"]), samples=plan["samples"])
+        cameras = place.path(plan["views"], plan["height"], plan["width"])
+        views = render(place, cameras, samples=plan["samples"])
+        assert views.depth is not None and views.mask is not None
         images[row] = (views.images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        depths[row] = torch.where(views.confidence > 0, views.depth, 0).numpy()
-        poses.append(views.cameras.camera_to_world.numpy())
-        intrinsics.append(views.cameras.intrinsics.numpy())
+        depths[row] = views.depth.where(views.mask, 0.0).numpy()
+        poses.append(cameras.camera_to_world.numpy())
+        intrinsics.append(cameras.intrinsics.numpy())
         words.append(json.dumps({"caption": place.caption, "attributes": place.attributes}))
     images.flush()
     depths.flush()
@@ -120,7 +122,7 @@ def _finish(folder: Path, plan: dict) -> None:
     parts = [np.load(_done(folder, start)) for start in range(0, len(plan["seeds"]), PART)]
     joined = {name: np.concatenate([p[name] for p in parts]) for name in ("camera_to_world", "intrinsics", "words")}
     words = [json.loads(str(w)) for w in joined.pop("words")]
-    np.savez(folder / "cameras.npz", **joined)
+    np.savez(folder / "cameras.npz", allow_pickle=False, **joined)
     meta = plan | {
         name + "s" if name == "caption" else name: [w[name] for w in words] for name in ("caption", "attributes")
     }

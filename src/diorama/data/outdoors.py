@@ -46,7 +46,7 @@ def outdoor(b: Builder) -> Place:
             yaw = rng.uniform(0, 6.28)
             scenery.fence(b, Spot(yaw=yaw).on(-3, -rng.uniform(7, 11)), rng.uniform(4, 8))
     _backdrop(b)
-    attributes = {"ground": ground, "time": time}
+    attributes: dict[str, int | float | str] = {"ground": ground, "time": time}
     caption = f"outdoors on {ground} {'at' if time in ('noon', 'sunset') else 'on an'} {time} with {listing(b)}"
     limits = np.array([[-16, 0.8, -16], [16, 3.2, 16]])
     return Place(lamps, sky, rng.uniform(0.004, 0.015), np.array(focus), (4.5, 11.0), limits, attributes, caption)

@@ -27,7 +27,7 @@ def choose_path(world: "World", views: int, height: int, width: int, kind: str |
     rng = np.random.Generator(np.random.PCG64([world.seed, 1]))
     move, fov = str(rng.choice(list(MOVES), p=list(MOVES.values()))), float(rng.uniform(45, 75))
     move = kind or move
-    best, least, solids = None, np.inf, trimmed(world.solids)
+    best, least, solids = {}, np.inf, trimmed(world.solids)
     for attempt in range(24):
         ease = 0.94 ** max(0, attempt - 5)  # tight places get shorter paths
         curves = [_draw(world, rng, move, ease) for _ in range(TRIES)]

@@ -160,12 +160,14 @@ def _safe(x: Tensor) -> Tensor:
 
 
 def _box(origin, direction, half, hollow):
-    near, far = None, None
+    slabs = []
     for o, d, h in zip(origin, direction, half, strict=True):
         inverse = 1 / _safe(d)
         middle, reach = -o * inverse, h * inverse.abs()
-        near = middle - reach if near is None else torch.maximum(near, middle - reach)
-        far = middle + reach if far is None else torch.minimum(far, middle + reach)
+        slabs.append((middle - reach, middle + reach))
+    (near_x, far_x), (near_y, far_y), (near_z, far_z) = slabs
+    near = torch.maximum(torch.maximum(near_x, near_y), near_z)
+    far = torch.minimum(torch.minimum(far_x, far_y), far_z)
     distance = torch.where(hollow, far, near)
     return torch.where((near <= far) & (distance > 0), distance, FAR)
 

@@ -1,6 +1,7 @@
 """Light and colour of the worlds: sun, lamps, shadows, sky, fog, tone curve, and adaptive antialiasing."""
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ class Stage:
     def to(self, device) -> "Stage":
         """On another device."""
 
-        def moved(record):
+        def moved(record: Any) -> Any:
             return replace(
                 record,
                 **{f.name: v.to(device) for f in fields(record) if isinstance(v := getattr(record, f.name), Tensor)},
@@ -210,7 +211,7 @@ def _shade(
     shine = torch.zeros_like(base)
     for lamp in range(air.lamp.shape[1]):
         if (air.power[:, lamp] > 0).any():
-            towards, power = _lamp(stage, rays, world, point, lamp, hit, distance)
+            towards, power = _lamp(stage, rays, world, point, lamp, (hit, distance))
             light = light + power * (towards * normal).sum(1, keepdim=True).clamp_min(0)
             shine = shine + power * gloss * 0.25 * (mirror * towards).sum(1, keepdim=True).clamp_min(0) ** 24
     # glossy things also reflect the light of their surroundings towards grazing angles
@@ -250,9 +251,10 @@ def _corners(solids: Solids, world: Tensor, point: Tensor, normal: Tensor) -> Fl
 
 
 def _lamp(
-    stage: Stage, rays: Bundle, world: Tensor, point: Tensor, lamp: int, at: Tensor, distance: Tensor
+    stage: Stage, rays: Bundle, world: Tensor, point: Tensor, lamp: int, hits: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Direction to a lamp and its light at points, black where shadowed."""
+    """Direction to a lamp and its light at points, black where shadowed; `hits` are the points' rays and all distances."""
+    at, distance = hits
     air = stage.air
     away = _of(air.lamp[:, lamp], world) - point
     reach = (away * away).sum(1, keepdim=True).sqrt().clamp_min(1e-6)

@@ -112,7 +112,7 @@ def _pad(builder: Builder) -> Solids:
         casts=casts,
         hollow=hollow,
         faces=faces,
-        counts=tuple(CAPACITY[kind] for kind in KINDS),
+        counts=(CAPACITY["box"], CAPACITY["prism"], CAPACITY["ball"], CAPACITY["cone"]),
     )
 
 
@@ -146,6 +146,7 @@ def render(world: World, cameras: Cameras, *, samples: int = 4) -> Views:
     """
     batched = Cameras(cameras.camera_to_world[None], cameras.intrinsics[None], cameras.height, cameras.width)
     views = render_batch([world], batched, samples=samples)
+    assert views.points is not None and views.confidence is not None
     return Views(views.images[0], cameras, views.points[0], views.confidence[0])
 
 

@@ -71,7 +71,7 @@ class TokenPipeline(ScenePipeline):
         if tuple(expected) != found:
             raise ValueError(f"{folder}: the denoiser's latents are {found}, the autoencoder's {tuple(expected)}")
         try:
-            scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
+            scheduler: Any = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
             index = json.loads((folder / "model_index.json").read_text())
             options = {key: value for key, value in index.items() if key[0] != "_" and not isinstance(value, list)}
             return cls(autoencoder, denoiser, scheduler, **options)
