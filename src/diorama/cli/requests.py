@@ -44,9 +44,7 @@ class PathFlags:
     """A movement with how far it goes (orbit:30, dolly:0.5; a wrong name lists all), or a file with cameras."""
     views: int = 16
     """Number of views; longer files of cameras are thinned out to it."""
-    size: Annotated[str | None, arg(metavar="N|HxW", help_behavior_hint="(default: what the model was trained at)")] = (
-        None
-    )
+    size: Annotated[str | None, arg(metavar="N|HxW", help_behavior_hint="(default: the model's)")] = None
     """Longer side in pixels, or height and width, to which photos are cropped; rounded to what the model can make."""
 
 

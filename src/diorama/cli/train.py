@@ -48,6 +48,8 @@ def run(arguments: list[str]) -> int:
 
 def _check(options: Any, sizes: dict[str, Any]) -> None:
     """ValueError for what would otherwise fail after a while."""
+    from diorama.models.checkpoints import check_weights
+    from diorama.models.rae3d import RAE3D
     from diorama.pipelines.base import pick_device
 
     if options.size not in sizes:
@@ -56,6 +58,8 @@ def _check(options: Any, sizes: dict[str, Any]) -> None:
         if getattr(options, flag) < 1:
             raise ValueError(f"--{flag.replace('_', '-')} {getattr(options, flag)}: accepted is 1 or more")
     pick_device(options.device)
+    if hasattr(options, "autoencoder"):
+        check_weights(RAE3D, options.autoencoder)
     out: Path = options.out
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: a file; accepted is a new folder or that of an earlier run")

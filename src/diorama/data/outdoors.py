@@ -102,7 +102,7 @@ def _backdrop(b: Builder) -> None:
                 casts=False,
             )
         elif b.room_for(box=1):
-            color = b.paint("windows", b.pick(tuple(WALLS.values())), None, "3a4654", scale=rng.uniform(2, 3))
+            color = b.paint("windows", b.pick(tuple(WALLS.values())), "", "3a4654", scale=rng.uniform(2, 3))
             height = rng.uniform(5, 18)
             b.box(at, (0, height / 2, 0), (rng.uniform(8, 14), height, 8), color, casts=False)
 

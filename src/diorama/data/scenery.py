@@ -15,8 +15,7 @@ WALLS = {
 WOODS = (("8a5a33", "6a3f20"), ("b98a58", "95683c"), ("d2b48a", "b7935f"), ("5a3a26", "40271a"), ("c9c2b4", "a69d8c"))
 FABRICS = ("7d3b3b", "3f5a7a", "5b6b4a", "8c8c88", "c9bfae", "3a3a40", "a8763e", "6d5a7e", "d0c9b8", "2f5f5b")
 Color = tuple[float, float, float]
-Paint = str | Color  # an sRGB code, or linear red, green and blue
-Real = int | float
+Paint, Real = str | tuple[float, ...], int | float  # paint: an sRGB code, or linear red, green and blue
 
 
 def linear(code: str) -> Color:
@@ -65,9 +64,7 @@ class Builder:
             len(self.solids[kind]) + n <= CAPACITY[kind] for kind, n in wanted.items()
         )
 
-    def paint(
-        self, pattern: str = "plain", a: Paint = "808080", b: Paint | None = None, c: Paint | None = None, **fields
-    ) -> int:
+    def paint(self, pattern: str = "plain", a: Paint = "808080", b: Paint = "", c: Paint = "", **fields) -> int:
         """A material's index; colours are sRGB codes or linear triples, the rest as in textures.FIELDS."""
         one, two, three = (linear(x) if isinstance(x, str) else x for x in (a, b or a, c or a))
         values = {"scale": 1.0, "grain": 0.25, "emission": 0.0, "gloss": 0.0, "skirt": -1e9, "layer": 0, "turn": 0}
@@ -212,7 +209,7 @@ def shelf(b: Builder, at: Spot, width: Real, height: Real) -> None:
 
 
 def cabinet(b: Builder, at: Spot, width: Real, height: Real) -> None:
-    body, front = b.wood(), b.paint("tiles", b.pick(WOODS)[0], None, "2a2018", scale=width / 2, u=0.0, v=0.0, grain=0.2)
+    body, front = b.wood(), b.paint("tiles", b.pick(WOODS)[0], "", "2a2018", scale=width / 2, u=0.0, v=0.0, grain=0.2)
     b.box(at, (0, height / 2, 0.24), (width, height, 0.48), body, faces={4: front})
     b.count("cabinets")
     if height < 1.2:

@@ -253,7 +253,7 @@ def _corners(solids: Solids, world: Tensor, point: Tensor, normal: Tensor) -> Fl
 def _lamp(
     stage: Stage, rays: Bundle, world: Tensor, point: Tensor, lamp: int, hits: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Direction to a lamp and its light at points, black where shadowed; `hits` are the points' rays and all distances."""
+    """Direction to a lamp and its light at points, black where shadowed; `hits`: rays of the points, all distances."""
     at, distance = hits
     air = stage.air
     away = _of(air.lamp[:, lamp], world) - point

@@ -37,7 +37,9 @@ class Config(Run):
     known_views: tuple[int, ...] = (2, 4, 6, 8)
     """Numbers of views the encoder may get; one is drawn per step."""
     target_views: int = 4
-    """Novel views supervised per scene."""
+    """Views supervised per scene."""
+    known_targets: int = 0
+    """How many of those are known views again, which teaches small models to carry detail at all (the paper: none)."""
     point_views: int = 1
     """How many of them are supervised in 3D as well."""
     noise: float = 0.8
@@ -89,6 +91,8 @@ class RAE3DStage:
         total = min(known + config.target_views, self.data.views)
         scenes = torch.randint(len(self.data), (config.batch,), generator=generator)
         order = torch.rand(config.batch, self.data.views, generator=generator).argsort(1)[:, :total]
+        again = min(known, config.known_targets)
+        order[:, total - again :] = order[:, :again]
         # Half of the samples keep time's order among the known views, so that both kinds of first view are learnt.
         sorted_known = torch.cat([order[:, :known].sort(1).values, order[:, known:]], 1)
         keep = torch.rand(config.batch, 1, generator=generator) < 0.5
