@@ -15,7 +15,8 @@ WALLS = {
 WOODS = (("8a5a33", "6a3f20"), ("b98a58", "95683c"), ("d2b48a", "b7935f"), ("5a3a26", "40271a"), ("c9c2b4", "a69d8c"))
 FABRICS = ("7d3b3b", "3f5a7a", "5b6b4a", "8c8c88", "c9bfae", "3a3a40", "a8763e", "6d5a7e", "d0c9b8", "2f5f5b")
 Color = tuple[float, float, float]
-Paint, Real = str | tuple[float, ...], int | float  # paint: an sRGB code, or linear red, green and blue
+Paint = str | tuple[float, ...]  # an sRGB code, or linear red, green and blue
+Real = int | float
 
 
 def linear(code: str) -> Color:
@@ -60,9 +61,8 @@ class Builder:
     def room_for(self, box: int = 0, ball: int = 0, cone: int = 0, prism: int = 0) -> bool:
         """Whether so many more solids still fit."""
         wanted = {"box": box, "ball": ball, "cone": cone, "prism": prism}
-        return len(self.materials) + 6 < MATERIALS and all(
-            len(self.solids[kind]) + n <= CAPACITY[kind] for kind, n in wanted.items()
-        )
+        fits = all(len(self.solids[kind]) + n <= CAPACITY[kind] for kind, n in wanted.items())
+        return fits and len(self.materials) + 6 < MATERIALS
 
     def paint(self, pattern: str = "plain", a: Paint = "808080", b: Paint = "", c: Paint = "", **fields) -> int:
         """A material's index; colours are sRGB codes or linear triples, the rest as in textures.FIELDS."""
