@@ -65,6 +65,9 @@ class TokenPipeline(ScenePipeline):
         """Load a saved pipeline in float32, strictly: missing, unknown or unreadable weights raise ValueError."""
         for name, kind in (("autoencoder", RAE3D), ("denoiser", DiT3D)):
             check_weights(kind, folder / name)
+        schedule = folder / "scheduler/scheduler_config.json"
+        if not schedule.is_file():  # diffusers would look for it on the network
+            raise ValueError(f"{schedule}: missing; a {cls.__name__} folder holds it")
         autoencoder = RAE3D.from_pretrained(folder / "autoencoder", torch_dtype=torch.float32)
         denoiser = DiT3D.from_pretrained(folder / "denoiser", torch_dtype=torch.float32)
         expected, found = autoencoder.latent_mean.shape, (denoiser.config.tokens, denoiser.config.channels)
