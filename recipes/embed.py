@@ -13,4 +13,6 @@ if __name__ == "__main__":
     for model in (pipeline.autoencoder, pipeline.denoiser):
         model.to(torch.float16)
     pipeline.save_pretrained(target)
+    for file in target.rglob("*.safetensors"):  # written for their owner alone
+        file.chmod(0o644)
     print(f"{target}: {sum(file.stat().st_size for file in target.rglob('*') if file.is_file()) / 1e6:.1f} MB")
