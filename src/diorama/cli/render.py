@@ -36,7 +36,7 @@ class ModelFlags:
 class Arguments:
     """All flags of the command."""
 
-    scene: Positional[Path]
+    scene: Positional[Path] = Path("scene")
     """The folder of a saved scene."""
     path: Annotated[PathFlags, arg(name="camera")] = field(default_factory=PathFlags)
     output: OutFlags = field(default_factory=OutFlags)
