@@ -26,10 +26,12 @@ def test_known_views_are_decoded_from_their_own_latents(model):
 
 def test_other_views_are_decoded_in_one_frame_with_the_known_ones(model):
     wanted = path(2, 16, 40, seed=5)
+    wanted.camera_to_world[1, :3, 3] += 10  # farther away than any known camera
     scene = model.reconstruct(KNOWN, wanted)
     assert scene.views.images.shape == (2, 3, 16, 40) and scene.condition.views is None
     centers = scene.latent_frame.apply(torch.cat([CAMERAS.centers, wanted.centers]))
     torch.testing.assert_close(centers[0], torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(centers.norm(dim=-1).argmax(), torch.tensor(4))
     torch.testing.assert_close(centers.norm(dim=-1).max(), torch.tensor(1.0))
     again = model.render(scene, wanted)
     assert (again.images - scene.views.images).abs().max() <= 1e-5

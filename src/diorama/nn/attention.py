@@ -15,7 +15,7 @@ class KeysValues(NamedTuple):
     values: Float[Tensor, "batch heads token dim"]
 
     def repeated(self, times: int) -> "KeysValues":
-        """Every batch element `times` in a row, without copying until used."""
+        """Every batch element `times` in a row."""
         return KeysValues(*(x[:, None].expand(-1, times, -1, -1, -1).flatten(0, 1) for x in self))
 
 
