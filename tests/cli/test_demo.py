@@ -15,6 +15,7 @@ def test_it_makes_a_scene_and_says_what_next(command: Command) -> None:
     made = diorama.open("demo")
     assert (len(made.views), made.condition.at) == (16, (0,))
     assert made.condition.views.images.shape == (1, 3, 128, 128)
+    assert made.views.images.shape[-2:] == (32, 32)  # what the model was trained at
     for words in ("demo: 16 views", "sampling", "decoding", "demo/video.mp4", "diorama render demo"):
         assert words in said
     assert "demo-2: 16 views" in command.done("demo")

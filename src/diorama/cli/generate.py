@@ -17,8 +17,8 @@ from diorama.cli.requests import (
     PhotoFlags,
     Request,
     check,
+    fitted,
     requested,
-    say_rounding,
     target,
 )
 
@@ -82,9 +82,7 @@ def make(pipeline: "ScenePipeline", request: Request, options: Arguments, out: P
     from diorama.export.save import save
 
     flags = options.model
-    request = request.sized(options.path.size)
-    condition, wanted = pipeline.prepared(request.condition(flags.prompt), request.wanted)
-    say_rounding(options.path.size, request.wanted, wanted.height, wanted.width)
+    condition, wanted = fitted(pipeline, request, options.path.size, flags.prompt)
     with Progress("sampling") as progress:
         scene = pipeline.generate(
             condition, wanted, seed=flags.seed, steps=flags.steps, guidance=flags.guidance, on_step=progress

@@ -8,7 +8,7 @@ import tyro
 from tyro.conf import arg
 
 from diorama.cli.progress import describe
-from diorama.cli.requests import CONFIG, OutFlags, PathFlags, PhotoFlags, requested, say_rounding, target
+from diorama.cli.requests import CONFIG, OutFlags, PathFlags, PhotoFlags, fitted, requested, target
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,14 @@ def run(arguments: list[str]) -> int:
         config=CONFIG,
     )
     out = target(options.output, "reconstruction")
-    request = requested(options.photo, options.path).sized(options.path.size)
+    request = requested(options.photo, options.path)
     if request.known is None:
         raise ValueError("reconstruct needs photos; 'diorama generate' makes scenes from none")
     from diorama.export.save import save
     from diorama.pipelines.base import load
 
     pipeline = load(options.model.model, options.model.device)
-    condition, wanted = pipeline.prepared(request.condition(), request.wanted)
-    say_rounding(options.path.size, request.wanted, wanted.height, wanted.width)
+    condition, wanted = fitted(pipeline, request, options.path.size)
     began = time.monotonic()
     assert condition.views is not None
     scene = pipeline.reconstruct(condition.views, wanted)

@@ -13,10 +13,11 @@ from tyro.conf import Positional, arg
 if TYPE_CHECKING:
     from diorama.data.open import Capture
     from diorama.geometry.cameras import Cameras
+    from diorama.pipelines.base import ScenePipeline
     from diorama.scene import Condition, Views
 
 CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
-SIDE = 1024  # pixels of cameras without a photo, until the model reduces them to what it was trained at
+SIDE = 1024  # pixels of cameras without a photo, until the model is known
 SAME = 1e-4  # share of the path's extent, radians, image widths: cameras nearer than this are one
 CAPTURES = ("transforms.json", "cameras.json")
 
@@ -44,7 +45,7 @@ class PathFlags:
     """A movement with how far it goes (orbit:30, dolly:0.5; a wrong name lists all), or a file with cameras."""
     views: int = 16
     """Number of views; longer files of cameras are thinned out to it."""
-    size: Annotated[str | None, arg(metavar="N|HxW", help_behavior_hint="(default: the model's)")] = None
+    size: Annotated[str | None, arg(metavar="N|HxW", help_behavior_hint="(default: as trained)")] = None
     """Longer side in pixels, or height and width, to which photos are cropped; rounded to what the model can make."""
 
 
@@ -169,6 +170,18 @@ def parsed_size(text: str, height: int, width: int) -> tuple[int, int]:
         return int(first), int(second)
     scale = int(first) / max(height, width)
     return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def fitted(pipeline: "ScenePipeline", request: Request, size: str | None, prompt: str | None = None) -> Any:
+    """Condition and cameras as the model takes them: of about the size it was trained at, or near the one asked for."""
+    request = request.sized(size)
+    asked = request.wanted
+    if size is None:
+        scale = math.sqrt(pipeline.config.pixels / (asked.height * asked.width))
+        asked = asked.resized(max(1, round(asked.height * scale)), max(1, round(asked.width * scale)))
+    condition, wanted = pipeline.prepared(request.condition(prompt), asked)
+    say_rounding(size, asked, wanted.height, wanted.width)
+    return condition, wanted
 
 
 def say_rounding(size: str | None, asked: "Cameras", height: int, width: int) -> None:
