@@ -210,6 +210,13 @@ def test_a_long_path_is_encoded_from_as_many_poses_as_were_trained():
     assert [int(flags.sum()) for flags in read] == [1, 5]
 
 
+def test_a_list_may_know_more_views_than_were_trained_beside_fewer():
+    model, cameras = pipeline(encoder_views=2), path(5)
+    conditions = [views_at(cameras, 1), views_at(cameras, 0, 2, 3, 4), Condition()]
+    for scene, condition in zip(model.generate(conditions, cameras), conditions, strict=True):
+        assert (scene.latents - model.generate(condition, cameras).latents).abs().max() <= 1e-4
+
+
 def refused(model, condition, wanted=CAMERAS, **options):
     called = []
     with pytest.raises(ValueError, match=r"^[^\n]+$") as error:

@@ -38,10 +38,15 @@ def test_views_from_new_places_stay_in_the_frame_of_the_generation(model, scene)
     new = path(2, 16, 48, seed=6)
     views = model.render(scene, new)
     assert views.images.shape == (2, 3, 16, 48)
-    local = new.transformed(scene.latent_frame).plucker()[None]
+    local = new.transformed(scene.latent_frame)
     with torch.no_grad():
-        expected = model.autoencoder.decode(scene.latents[None], local).images[0].clamp(0, 1)
-    assert (views.images - expected).abs().max() <= 1e-5
+        decoded = model.autoencoder.decode(scene.latents[None], local.plucker()[None])
+    assert (views.images - decoded.images[0].clamp(0, 1)).abs().max() <= 1e-5
+    torch.testing.assert_close(views.confidence, decoded.confidence[0] - 1)
+    # Points keep the depth that was decoded, in the caller's units; what lies behind the camera comes just before it.
+    depth = Views(views.images, local, decoded.points[0]).depth
+    assert depth.min() < 0 < depth.max()
+    torch.testing.assert_close(views.depth, depth.clamp(min=1e-4) / scene.latent_frame.scale, atol=1e-5, rtol=1e-3)
 
 
 def test_a_saved_scene_renders_the_same(model, scene, tmp_path):

@@ -38,6 +38,20 @@ def test_one_step_lowers_the_loss_on_its_batch(config, rate):
     assert loss(stage, batch) < before
 
 
+def test_the_model_is_asked_on_the_path_at_times_shifted_towards_noise(config):
+    stage = DiT3DStage(config)
+    asked, (data, known) = [], stage.batch(0)
+    stage.model.register_forward_pre_hook(lambda _, arguments: asked.extend(arguments))
+    loss(stage, (data, known))
+    noisy, t, given = asked
+    generator = step_generator(0, 0, 1)
+    uniform, noise = torch.rand(8, generator=generator), torch.randn(data.shape, generator=generator)
+    shift = (TOKENS * DIM / 4096) ** 0.5
+    torch.testing.assert_close(t, shift * uniform / (1 + (shift - 1) * uniform))
+    torch.testing.assert_close(noisy, (1 - t)[:, None, None] * data + t[:, None, None] * noise)
+    assert torch.equal(given, known)
+
+
 def test_only_the_denoiser_learns(config):
     stage = DiT3DStage(config)
     before = {name: tensor.clone() for name, tensor in stage.autoencoder.state_dict().items()}

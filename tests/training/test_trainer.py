@@ -22,7 +22,7 @@ class ToyStage:
 
     def __init__(self, run):
         torch.manual_seed(run.seed)
-        self.run, self.spoiled, self.validated, self.saved = run, False, [], []
+        self.run, self.spoiled, self.noises, self.validated, self.saved = run, False, [], [], []
         self.maker, self.critic = nn.Linear(run.width, 2), nn.Linear(2, 1)
         self.modules = {"maker": self.maker, "critic": self.critic}
         self.optimizers = {
@@ -35,6 +35,7 @@ class ToyStage:
     def phases(self, batch, generator):
         noise = 0.01 * torch.randn(len(batch), 2, generator=generator)
         made = self.maker(batch + (math.nan if self.spoiled else 0)) + noise
+        self.noises.append(noise)
         error = (made - batch[:, :2]).square()
         yield "maker", {"first": error[:, 0].mean(), "second": error[:, 1].mean()}
         yield "critic", {"rating": (self.critic(made.detach()) - error.detach().sum(1, keepdim=True)).square().mean()}
@@ -108,6 +109,13 @@ def test_resuming_gives_the_next_losses_bit_for_bit(run):
     assert all(torch.equal(a, b) for a, b in zip(straight.weights(), again.weights(), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(whole.ema.shadow_params, rest.ema.shadow_params, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(straight.saved[0], again.saved[0], strict=True))
+
+
+def test_every_step_has_its_own_noise(run):
+    stage, trainer = made(run)
+    for _ in range(3):
+        trainer.train_step()
+    assert len({float(noise.sum()) for noise in stage.noises}) == 3
 
 
 def test_stopping_early_does_not_change_the_schedule(run):
