@@ -151,6 +151,14 @@ def test_other_settings_are_refused_in_one_line_but_not_where_and_how_often(run)
     assert Trainer(ToyStage(run), replace(run, log_every=7, save_every=1, validate_every=9, device="auto")).step == 1
 
 
+def test_a_checkpoint_from_before_a_setting_existed_resumes(run):
+    made(run)[1].train(until=1)
+    state = torch.load(run.out / "checkpoint.pt", weights_only=True)
+    del state["run"]["width"]
+    torch.save(state, run.out / "checkpoint.pt")
+    assert made(run)[1].step == 1
+
+
 def test_a_checkpoint_of_another_version_is_refused(run):
     made(run)[1].train(until=1)
     state = torch.load(run.out / "checkpoint.pt", weights_only=True)

@@ -16,8 +16,10 @@ from diorama.data.transforms import mirrored
 from diorama.evaluation.metrics import gradient_energy, psnr
 from diorama.flow import dimension_shift, interpolate, shifted
 from diorama.geometry.cameras import Cameras
+from diorama.models.checkpoints import check_weights
 from diorama.models.dit3d import SIZES, DiT3D
 from diorama.models.rae3d import RAE3D
+from diorama.pipelines.base import pick_device
 from diorama.pipelines.tokens import TokenPipeline, encode_views
 from diorama.scene import Condition, Views
 from diorama.training.losses import velocity_loss
@@ -112,7 +114,10 @@ class DiT3DStage:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        check_weights(RAE3D, config.autoencoder)
+        device = pick_device(config.device)  # frozen, so that the loop, which moves what it trains, leaves it alone
         self.autoencoder = RAE3D.from_pretrained(config.autoencoder).eval().requires_grad_(False)
+        nn.Module.to(self.autoencoder, device)
         self.data, self.held_out = WorldsCache(config.data), WorldsCache(config.validation)
         self.latents = Latents.encoded(config.out / "latents.safetensors", self.autoencoder, self.data, config)
         values = self.latents.data.float()
@@ -132,8 +137,9 @@ class DiT3DStage:
         column = torch.randint(config.conditions, (config.batch,), generator=generator)
         blind = torch.rand(config.batch, 1, 1, generator=generator) < config.blind_probability
         known = torch.where(blind, self.latents.blind[rows], self.latents.known[rows, column])
-        data = self.autoencoder.normalize(self.latents.data[rows].float())
-        return data, self.autoencoder.normalize(known.float())
+        latents = (self.latents.data[rows], known)
+        data, known = (self.autoencoder.normalize(x.float().to(self.autoencoder.device)) for x in latents)
+        return data, known
 
     def phases(
         self, batch: tuple[Tensor, Tensor], generator: torch.Generator

@@ -41,7 +41,7 @@ class Run:
     ema: float = 0.9978
     """Decay of the averaged weights, which are the ones validated and saved."""
     precision: str = "bf16-mixed"
-    """Fabric's name: 32-true, bf16-mixed, 16-mixed."""
+    """Fabric's name: 32-true or bf16-mixed."""
     seed: int = 0
     """Of weights, batches and noise."""
     log_every: int = 20
@@ -207,7 +207,7 @@ class Trainer:
             key: (state["run"].get(key), str(value))
             for key, value in asdict(self.run).items()
             if key not in ("out", "device", "log_every", "save_every", "validate_every")
-            and state["run"].get(key) != str(value)
+            and state["run"].get(key, str(value)) != str(value)
         }
         if changed:
             settings = ", ".join(f"{key} was {old}, is {new}" for key, (old, new) in changed.items())
