@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The embedded model `tiny`, from nothing: worlds, RAE3D, DiT3D, half-precision weights.
-# About two hours on two CPU cores. Each line resumes where it stopped, so a killed run is started again as it is.
+# Not run from end to end yet: the model card tells how the embedded weights came about. Each line resumes where it stopped, so a killed run is started again as it is.
 set -euo pipefail
 runs=${1:-runs/tiny}
 
@@ -8,7 +8,7 @@ runs=${1:-runs/tiny}
 diorama data worlds "$runs/train" --split train --scenes 3000 --views 12 --size 64 --samples 4 --workers 2
 diorama data worlds "$runs/validation" --split validation --scenes 128 --views 12 --size 64 --samples 4 --workers 2
 
-# Three quarters of the time go here: the autoencoder's softness is what limits the pictures, not the denoiser.
+# Most of the time belongs here: no denoiser can be sharper than the autoencoder that decodes it.
 diorama train rae3d --out "$runs/rae3d" --data "$runs/train" --validation "$runs/validation" --device cpu \
     --size tiny --steps 2600 --batch 16 --learning-rate 1e-3 --muon-rate 2e-3 --warmup 60 --final-rate 0.02 --ema 0.995 \
     --known-views 1 2 3 4 4 6 8 --target-views 4 --point-views 1 --noise 0.2 --mirror \
