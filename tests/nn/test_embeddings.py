@@ -46,6 +46,25 @@ def test_the_fourier_features_are_octaves_of_the_mean_ray():
     )
 
 
+def test_the_products_give_the_squared_distance_of_rays_as_a_bilinear_form():
+    """The side product of two lines is 0 where they meet; its square is bilinear in the products of each."""
+    lines = torch.nn.functional.normalize(torch.randn(2, 3), dim=-1)
+    points = torch.randn(2, 3)
+    first, second = (torch.cat([torch.linalg.cross(o, d), d]) for o, d in zip(points, lines, strict=True))
+    side = first[:3] @ second[3:] + first[3:] @ second[:3]
+    embed = RayEmbed(21, 4, products=True)
+    embed.products.weight.data = torch.eye(21)
+    maps = torch.stack([first, second])[:, :, None, None].expand(-1, -1, 4, 4)
+    hidden = torch.zeros(2, dtype=torch.bool)
+    plain = embed.map(torch.cat([maps, torch.zeros(2, 1, 4, 4)], 1))
+    features = (embed(maps, hidden) - plain)[:, 0]
+    swap = torch.eye(6)[[3, 4, 5, 0, 1, 2]]  # pairs one line's moment with the other's direction
+    outer = swap @ torch.outer(second, second) @ swap
+    i, j = embed.pairs
+    weights = outer[i, j] * torch.where(i == j, 1.0, 2.0)
+    torch.testing.assert_close(features[0] @ weights, side.square(), rtol=1e-4, atol=1e-5)
+
+
 def test_time_features_are_frozen_and_kept_with_the_weights():
     embed = TimeEmbed(8, 16)
     assert "frequencies" in embed.state_dict() and "frequencies" not in dict(embed.named_parameters())

@@ -9,7 +9,7 @@ from diorama.data.cache import WorldsCache
 from diorama.geometry.similarity import Similarity
 from diorama.models.rae3d import RAE3D
 from diorama.training.rae3d import Config, RAE3DStage, visible_views
-from diorama.training.trainer import Trainer, step_generator
+from diorama.training.trainer import Share, Trainer, step_generator
 
 
 @pytest.fixture
@@ -54,6 +54,35 @@ def test_the_views_of_a_batch_are_different_views_of_one_scene(config):
     for row in views.cameras.camera_to_world:
         same = (row[:, None, None] == poses).all((-1, -2)).nonzero()  # view, scene, place
         assert len(set(same[:, 1].tolist())) == 1 and len(set(same[:, 2].tolist())) == len(row)
+
+
+def places_of(config, views):
+    poses = WorldsCache(config.data).camera_to_world
+    return [
+        (row[:, None, None] == poses).all((-1, -2)).nonzero()[:, 2].tolist() for row in views.cameras.camera_to_world
+    ]
+
+
+def test_a_window_takes_neighbouring_views(config):
+    config = replace(config, batch=8, known_views=(2,), target_views=1, window=3)
+    found = [places for step in range(3) for places in places_of(config, RAE3DStage(config).batch(step)[0])]
+    assert all(max(row) - min(row) == 2 and len(set(row)) == 3 for row in found)
+    assert len({min(row) for row in found}) == VIEWS - 2
+
+
+def test_known_views_come_last_again_where_asked(config):
+    stage = RAE3DStage(replace(config, known_views=(3,), target_views=2, known_targets=1))
+    views, known = stage.batch(0)
+    assert torch.equal(views.images[:, -1], views.images[:, 0]) and known == 3 and views.images.shape[1] == 5
+    assert not torch.equal(views.images[:, -2], views.images[:, 1])
+
+
+def test_shares_make_up_the_batch(config):
+    stage = RAE3DStage(replace(config, batch=4, mirror=True))
+    whole, shares = stage.batch(2)[0], [stage.batch(2, Share(index, 2))[0] for index in (0, 1)]
+    for name in ("images", "points"):
+        parts = [getattr(share, name) for share in shares]
+        assert torch.equal(torch.stack(parts, 1).flatten(0, 1), getattr(whole, name))
 
 
 def test_losses_without_points_or_gradients(config):

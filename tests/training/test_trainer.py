@@ -1,6 +1,9 @@
 import json
 import math
+import subprocess
+import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from diorama.training.trainer import Run, Trainer, learning_rate_share, matrix_o
 @dataclass(frozen=True)
 class ToyRun(Run):
     width: int = 4
+    noise: float = 0.01
 
 
 class ToyStage:
@@ -29,11 +33,11 @@ class ToyStage:
             name: [torch.optim.AdamW(part.parameters(), run.learning_rate)] for name, part in self.modules.items()
         }
 
-    def batch(self, step):
-        return torch.randn(self.run.batch, self.run.width, generator=step_generator(self.run.seed, step, 0))
+    def batch(self, step, share):
+        return share(torch.randn(self.run.batch, self.run.width, generator=step_generator(self.run.seed, step, 0)))
 
     def phases(self, batch, generator):
-        noise = 0.01 * torch.randn(len(batch), 2, generator=generator)
+        noise = self.run.noise * torch.randn(len(batch), 2, generator=generator)
         made = self.maker(batch + (math.nan if self.spoiled else 0)) + noise
         self.noises.append(noise)
         error = (made - batch[:, :2]).square()
@@ -64,6 +68,22 @@ def run(tmp_path):
 def made(run):
     stage = ToyStage(run)
     return stage, Trainer(stage, run)
+
+
+SHARED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_trainer import ToyRun, ToyStage
+from diorama.training.trainer import Trainer
+
+run = ToyRun(out=Path(sys.argv[2]), steps=4, batch=8, learning_rate=0.05, warmup=2, precision="32-true",
+             log_every=1, save_every=2, validate_every=4, device="cpu", devices=int(sys.argv[3]), noise=0.0)
+stage = ToyStage(run)
+trainer = Trainer(stage, run)
+trainer.train()
+(run.out / f"process {trainer.share.index} of {trainer.share.of}").write_text(repr(stage.weights()))
+"""
 
 
 def log(run):
@@ -109,6 +129,33 @@ def test_resuming_gives_the_next_losses_bit_for_bit(run):
     assert all(torch.equal(a, b) for a, b in zip(straight.weights(), again.weights(), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(whole.ema.shadow_params, rest.ema.shadow_params, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(straight.saved[0], again.saved[0], strict=True))
+
+
+def test_two_processes_train_as_one_and_only_the_first_writes(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(SHARED)
+    for devices in (1, 2):
+        out = tmp_path / str(devices)
+        command = [sys.executable, script, Path(__file__).parent, out, str(devices)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+    one, first, second = (tmp_path / name for name in ("1/process 0 of 1", "2/process 0 of 2", "2/process 1 of 2"))
+    assert first.read_text() == second.read_text()
+    states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["modules"] for name in ("1", "2")]
+    torch.testing.assert_close(states[0], states[1])
+    assert one.exists() and (tmp_path / "2/model/weights.safetensors").exists()
+    lines = (tmp_path / "2/log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 4]
+
+
+def test_processes_draw_their_own_noise():
+    mine, other = (torch.rand(3, generator=step_generator(0, 5, 1, process)) for process in (0, 1))
+    assert not torch.equal(mine, other)
+
+
+def test_a_batch_that_does_not_divide_is_refused(run):
+    with pytest.raises(ValueError, match=r"^a batch of 8 over 3 devices: accepted is a multiple of 3$"):
+        made(replace(run, devices=3))
 
 
 def test_every_step_has_its_own_noise(run):

@@ -35,14 +35,16 @@ def run(arguments: list[str]) -> int:
     from diorama.training.trainer import Trainer
 
     trainer = Trainer(getattr(module, STAGES[name][0])(options), options)
-    if trainer.step:
+    leads = trainer.fabric.is_global_zero
+    if leads and trainer.step:
         print(f"{options.out}: continues after step {trainer.step} of {options.steps}")
     try:
         trainer.train()
     except KeyboardInterrupt:
         print(f"stopped after step {trainer.step}; the same command continues from the last checkpoint")
         raise
-    print(f"{options.out}: {trainer.step} steps done, the model is in {options.out / 'model'}")
+    if leads:
+        print(f"{options.out}: {trainer.step} steps done, the model is in {options.out / 'model'}")
     return 0
 
 
@@ -54,7 +56,7 @@ def _check(options: Any, sizes: dict[str, Any]) -> None:
 
     if options.size not in sizes:
         raise ValueError(f"--size {options.size}: accepted are {', '.join(sizes)}")
-    for flag in ("steps", "batch", "log_every", "save_every", "validate_every"):
+    for flag in ("steps", "batch", "devices", "log_every", "save_every", "validate_every"):
         if getattr(options, flag) < 1:
             raise ValueError(f"--{flag.replace('_', '-')} {getattr(options, flag)}: accepted is 1 or more")
     pick_device(options.device)

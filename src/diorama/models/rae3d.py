@@ -16,10 +16,10 @@ from diorama.nn.embeddings import IMAGE_MEAN, IMAGE_STD, PatchEmbed, RayEmbed
 
 # fmt: off
 SIZES: dict[str, dict[str, Any]] = {  # keyword arguments of RAE3D by name; the paper's rows are its table 5
-    "tiny":      dict(patch=8,  tokens=64,   dim=192, heads=3,  neck_layers=4,  decoder_layers=4,  point_layers=3,  point_taps=(0, 1, 2, 2),   point_features=24,  point_channels=(24, 48, 96, 96),         ray_frequencies=6),  # noqa: E501
-    "base-256":  dict(patch=14, tokens=256,  dim=768, heads=16, neck_layers=12, decoder_layers=16, point_layers=16, point_taps=(3, 7, 11, 15), point_features=256, point_channels=(256, 512, 1024, 1024), ray_frequencies=0),  # noqa: E501
-    "base-512":  dict(patch=14, tokens=512,  dim=768, heads=16, neck_layers=12, decoder_layers=16, point_layers=16, point_taps=(3, 7, 11, 15), point_features=256, point_channels=(256, 512, 1024, 1024), ray_frequencies=0),  # noqa: E501
-    "base-1024": dict(patch=14, tokens=1024, dim=768, heads=16, neck_layers=12, decoder_layers=16, point_layers=16, point_taps=(3, 7, 11, 15), point_features=256, point_channels=(256, 512, 1024, 1024), ray_frequencies=0),  # noqa: E501
+    "tiny":      dict(patch=8,  tokens=64,   dim=192, heads=3,  neck_layers=4,  decoder_layers=4,  point_layers=3,  point_taps=(0, 1, 2, 2),   point_features=24,  point_channels=(24, 48, 96, 96),         ray_frequencies=6, ray_products=True),  # noqa: E501
+    "base-256":  dict(patch=14, tokens=256,  dim=768, heads=16, neck_layers=12, decoder_layers=16, point_layers=16, point_taps=(3, 7, 11, 15), point_features=256, point_channels=(256, 512, 1024, 1024), ray_frequencies=0, ray_products=False),  # noqa: E501
+    "base-512":  dict(patch=14, tokens=512,  dim=768, heads=16, neck_layers=12, decoder_layers=16, point_layers=16, point_taps=(3, 7, 11, 15), point_features=256, point_channels=(256, 512, 1024, 1024), ray_frequencies=0, ray_products=False),  # noqa: E501
+    "base-1024": dict(patch=14, tokens=1024, dim=768, heads=16, neck_layers=12, decoder_layers=16, point_layers=16, point_taps=(3, 7, 11, 15), point_features=256, point_channels=(256, 512, 1024, 1024), ray_frequencies=0, ray_products=False),  # noqa: E501
 }
 # fmt: on
 
@@ -108,13 +108,14 @@ class RAE3D(ModelMixin, ConfigMixin):
         point_features: int = 256,
         point_channels: Sequence[int] = (256, 512, 1024, 1024),
         ray_frequencies: int = 0,
+        ray_products: bool = False,
         attention: str = "one_way",
     ) -> None:
         super().__init__()
         if attention not in ("one_way", "mutual"):
             raise ValueError(f"attention {attention!r}: accepted are 'one_way' and 'mutual'")
         self.image_embed = PatchEmbed(3, dim, patch)
-        self.ray_embed = RayEmbed(dim, patch, ray_frequencies)
+        self.ray_embed = RayEmbed(dim, patch, ray_frequencies, products=ray_products)
         self.queries = nn.Parameter(0.02 * torch.randn(tokens, dim))
         self.neck = nn.ModuleList(Block(dim, heads, depth=depth) for depth in range(neck_layers))
         self.latent_norm = nn.LayerNorm(dim, elementwise_affine=False)

@@ -58,5 +58,16 @@ class Attention(nn.Module):
         own = KeysValues(keys, values)
         if memory is not None:
             keys, values = torch.cat([memory.keys, keys], 2), torch.cat([memory.values, values], 2)
-        attended = F.scaled_dot_product_attention(queries, keys, values)
+        attended = attend(queries, keys, values)
         return self.proj(attended.transpose(1, 2).flatten(2)), own
+
+
+def attend(
+    queries: Float[Tensor, "batch heads token dim"],
+    keys: Float[Tensor, "batch heads known dim"],
+    values: Float[Tensor, "batch heads known dim"],
+) -> Float[Tensor, "batch heads token dim"]:
+    """Softmax attention; training on a CPU spells it out, where the fused kernel's backward pass costs more."""
+    if queries.device.type == "cpu" and queries.requires_grad and torch.is_grad_enabled():
+        return (queries * queries.shape[-1] ** -0.5 @ keys.mT).softmax(-1) @ values
+    return F.scaled_dot_product_attention(queries, keys, values)

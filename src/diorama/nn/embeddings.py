@@ -24,16 +24,20 @@ class PatchEmbed(nn.Conv2d):
 class RayEmbed(nn.Module):
     """Tokens of a Plücker ray map with one visibility channel (3DRAE section 3.1).
 
-    `frequencies` > 0 adds Fourier features of each patch's mean ray, which lets small models tell near rays apart.
+    Of each patch's mean ray, `frequencies` > 0 adds Fourier features, which let small models tell near rays apart, and
+    `products` all products of two coordinates: in those of two rays, the square of their distance is bilinear.
     """
 
     octaves: Tensor
+    pairs: Tensor
 
-    def __init__(self, dim: int, patch: int, frequencies: int = 0) -> None:
+    def __init__(self, dim: int, patch: int, frequencies: int = 0, *, products: bool = False) -> None:
         super().__init__()
         self.patch = patch
         self.map = PatchEmbed(7, dim, patch)
         self.fourier = nn.Linear(12 * frequencies, dim, bias=False) if frequencies else None
+        self.products = nn.Linear(21, dim, bias=False) if products else None
+        self.register_buffer("pairs", torch.triu_indices(6, 6), persistent=False)
         self.register_buffer("octaves", math.pi * 2.0 ** torch.arange(frequencies), persistent=False)
 
     def forward(
@@ -42,11 +46,15 @@ class RayEmbed(nn.Module):
         """Tokens of every view; rays outside `visible` views carry no image and say so."""
         flag = visible.to(rays.dtype)[:, None, None, None].expand(-1, 1, *rays.shape[-2:])
         tokens = self.map(torch.cat([rays, flag], 1))
-        if self.fourier is None:
+        if self.fourier is None and self.products is None:
             return tokens
         mean = nn.functional.avg_pool2d(rays, self.patch).flatten(2).transpose(1, 2)
-        angles = (mean[..., None] * self.octaves).flatten(-2)
-        return tokens + self.fourier(torch.cat([angles.sin(), angles.cos()], -1))
+        if self.fourier is not None:
+            angles = (mean[..., None] * self.octaves).flatten(-2)
+            tokens = tokens + self.fourier(torch.cat([angles.sin(), angles.cos()], -1))
+        if self.products is not None:
+            tokens = tokens + self.products(mean[..., self.pairs[0]] * mean[..., self.pairs[1]])
+        return tokens
 
 
 class TimeEmbed(nn.Module):

@@ -23,7 +23,7 @@ from diorama.pipelines.base import pick_device
 from diorama.pipelines.tokens import TokenPipeline, encode_views
 from diorama.scene import Condition, Views
 from diorama.training.losses import velocity_loss
-from diorama.training.trainer import Run, matrix_optimizers, step_generator
+from diorama.training.trainer import WHOLE, Run, Share, matrix_optimizers, step_generator
 
 
 @dataclass(frozen=True)
@@ -130,12 +130,15 @@ class DiT3DStage:
         self.modules: dict[str, nn.Module] = {"dit3d": self.model}
         self.optimizers = {"velocity": matrix_optimizers(self.model, config, config.muon_rate)}
 
-    def batch(self, step: int) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "batch token dim"]]:
+    def batch(
+        self, step: int, share: Share = WHOLE
+    ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "batch token dim"]]:
         """Normalised latents of random samples, and of one of their conditions."""
         config, generator = self.config, step_generator(self.config.seed, step, 0)
         rows = torch.randint(len(self.latents.data), (config.batch,), generator=generator)
         column = torch.randint(config.conditions, (config.batch,), generator=generator)
         blind = torch.rand(config.batch, 1, 1, generator=generator) < config.blind_probability
+        rows, column, blind = share(rows), share(column), share(blind)
         known = torch.where(blind, self.latents.blind[rows], self.latents.known[rows, column])
         latents = (self.latents.data[rows], known)
         data, known = (self.autoencoder.normalize(x.float().to(self.autoencoder.device)) for x in latents)

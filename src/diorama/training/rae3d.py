@@ -17,7 +17,7 @@ from diorama.models.rae3d import RAE3D, SIZES
 from diorama.pipelines.tokens import encode_views
 from diorama.scene import Views
 from diorama.training.losses import gradient_loss, point_loss
-from diorama.training.trainer import Run, matrix_optimizers, step_generator
+from diorama.training.trainer import WHOLE, Run, Share, matrix_optimizers, step_generator
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Config(Run):
     """Views supervised per scene."""
     known_targets: int = 0
     """How many of those are known views again, which teaches small models to carry detail at all (the paper: none)."""
+    window: int = 0
+    """Take a sample's views from so many neighbouring ones of the path, which makes motions small; 0: all."""
     point_views: int = 1
     """How many of them are supervised in 3D as well."""
     noise: float = 0.8
@@ -84,21 +86,23 @@ class RAE3DStage:
         self.optimizers = {"reconstruction": matrix_optimizers(self.model, config, config.muon_rate)}
         self.data, self.held_out = WorldsCache(config.data), WorldsCache(config.validation)
 
-    def batch(self, step: int) -> tuple[Views, int]:
+    def batch(self, step: int, share: Share = WHOLE) -> tuple[Views, int]:
         """Views of random scenes, the first `known` for the encoder, the rest to be predicted."""
         config, generator = self.config, step_generator(self.config.seed, step, 0)
+        window = min(config.window or self.data.views, self.data.views)
         known = config.known_views[int(torch.randint(len(config.known_views), (), generator=generator))]
-        total = min(known + config.target_views, self.data.views)
+        total = min(known + config.target_views, window)
         scenes = torch.randint(len(self.data), (config.batch,), generator=generator)
-        order = torch.rand(config.batch, self.data.views, generator=generator).argsort(1)[:, :total]
+        begin = torch.randint(self.data.views - window + 1, (config.batch, 1), generator=generator)
+        order = begin + torch.rand(config.batch, window, generator=generator).argsort(1)[:, :total]
         again = min(known, config.known_targets)
         order[:, total - again :] = order[:, :again]
         # Half of the samples keep time's order among the known views, so that both kinds of first view are learnt.
         sorted_known = torch.cat([order[:, :known].sort(1).values, order[:, known:]], 1)
         keep = torch.rand(config.batch, 1, generator=generator) < 0.5
-        views = self.data.batch(scenes, torch.where(keep, sorted_known, order))
+        views = self.data.batch(share(scenes), share(torch.where(keep, sorted_known, order)))
         if config.mirror:
-            views = mirrored(views, torch.rand(config.batch, generator=generator) < 0.5)
+            views = mirrored(views, share(torch.rand(config.batch, generator=generator) < 0.5))
         return views, known
 
     def phases(self, batch: tuple[Views, int], generator: torch.Generator) -> Iterator[tuple[str, dict[str, Tensor]]]:

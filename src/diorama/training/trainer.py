@@ -4,10 +4,10 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -52,6 +52,22 @@ class Run:
     """Steps between validations with pictures."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
+    devices: int = 1
+    """Processes that share every batch, one a device (DDP); on a CPU each takes its share of the cores."""
+
+
+class Share(NamedTuple):
+    """Which part of every batch this process has."""
+
+    index: int = 0
+    of: int = 1
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Every `of`-th element, from `index` on."""
+        return x[self.index :: self.of]
+
+
+WHOLE = Share()
 
 
 @runtime_checkable  # so that tests can check types
@@ -61,8 +77,8 @@ class Stage(Protocol):
     modules: dict[str, nn.Module]  # in training
     optimizers: dict[str, list[Optimizer]]  # by phase; a phase may step several at once
 
-    def batch(self, step: int) -> Any:
-        """The batch of a step, drawn from the step's number alone: that is what makes resuming exact."""
+    def batch(self, step: int, share: Share = WHOLE) -> Any:
+        """One process's share of a step's batch, drawn from the step's number alone: resuming is exact that way."""
         ...
 
     def phases(self, batch: Any, generator: torch.Generator) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -86,9 +102,9 @@ def learning_rate_share(step: int, run: Run) -> float:
     return run.final_rate + (1 - run.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def step_generator(seed: int, step: int, stream: int) -> torch.Generator:
+def step_generator(seed: int, step: int, stream: int, process: int = 0) -> torch.Generator:
     """Random numbers of one step: the same whether or not training stopped before it."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 7 + stream)
+    return torch.Generator().manual_seed(((seed * 1_000_003 + step) * 7 + stream) * 4_099 + process)
 
 
 class Trainer:
@@ -96,7 +112,13 @@ class Trainer:
 
     def __init__(self, stage: Stage, run: Run) -> None:
         self.stage, self.run, self.step = stage, run, 0
-        self.fabric = Fabric(accelerator=run.device, devices=1, precision=run.precision)  # type: ignore[arg-type]
+        if run.batch % run.devices:
+            found = f"a batch of {run.batch} over {run.devices} devices"
+            raise ValueError(f"{found}: accepted is a multiple of {run.devices}")
+        strategy = "ddp" if run.devices > 1 else "auto"
+        self.fabric = Fabric(accelerator=run.device, strategy=strategy, devices=run.devices, precision=run.precision)  # type: ignore[arg-type]
+        self.fabric.launch()
+        self.share = Share(self.fabric.global_rank, self.fabric.world_size)
         for module in stage.modules.values():
             module.to(self.fabric.device)
         self.ema = EMAModel(self._parameters(), decay=run.ema, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
@@ -114,30 +136,36 @@ class Trainer:
         from torch.utils.tensorboard import SummaryWriter
 
         self.run.out.mkdir(parents=True, exist_ok=True)
-        end = self.run.steps if until is None else min(until, self.run.steps)
+        end, leads = self.run.steps if until is None else min(until, self.run.steps), self.fabric.is_global_zero
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with SummaryWriter(str(self.run.out / "tensorboard")) as board, Progress(*columns) as progress:
+        board = SummaryWriter(str(self.run.out / "tensorboard")) if leads else nullcontext()
+        with board, Progress(*columns, disable=not leads) as progress:
             task = progress.add_task("training", total=self.run.steps, completed=self.step)
             while self.step < end:
                 losses = self.train_step()
                 progress.update(task, completed=self.step, description=f"loss {losses['loss']:.4f}")
-                if self.step % self.run.log_every == 0:
-                    self._log(board, losses)
-                if self.step % self.run.validate_every == 0 or self.step == self.run.steps:
-                    self._validate(board)
-                if self.step % self.run.save_every == 0 or self.step == end:
-                    self._save()
-        if self.step == self.run.steps:
+                if leads:
+                    self._keep(board, losses, end)
+        if leads and self.step == self.run.steps:
             with self.averaged():
                 self.stage.save(self.run.out / "model")
+
+    def _keep(self, board: Any, losses: dict[str, float], end: int) -> None:
+        """What is due after this step: a line of the log, a validation, a checkpoint."""
+        if self.step % self.run.log_every == 0:
+            self._log(board, losses)
+        if self.step % self.run.validate_every == 0 or self.step == self.run.steps:
+            self._validate(board)
+        if self.step % self.run.save_every == 0 or self.step == end:
+            self._save()
 
     def train_step(self) -> dict[str, float]:
         """One step of every phase; the losses before it."""
         run, report = self.run, {"loss": 0.0}
-        batch = self.stage.batch(self.step)
+        batch = self.stage.batch(self.step, self.share)
         share = learning_rate_share(self.step, run)
         with self.fabric.autocast():
-            phases = self.stage.phases(batch, step_generator(run.seed, self.step, 1))
+            phases = self.stage.phases(batch, step_generator(run.seed, self.step, 1, self.share.index))
             for name, losses in phases:
                 total = torch.stack([loss.float() for loss in losses.values()]).sum()
                 if not total.isfinite():
@@ -145,7 +173,9 @@ class Trainer:
                 self.fabric.backward(total)
                 optimizers = self.stage.optimizers[name]
                 groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-                norm = nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], run.clip)
+                parameters = [p for group in groups for p in group["params"]]
+                self._average_gradients(parameters)
+                norm = nn.utils.clip_grad_norm_(parameters, run.clip)
                 for group in groups:
                     group["lr"] = share * group.setdefault("peak_lr", group["lr"])
                 for optimizer in optimizers:
@@ -157,6 +187,14 @@ class Trainer:
         self.ema.step(self._parameters())
         self.step += 1
         return report | {"learning_rate": share * run.learning_rate}
+
+    def _average_gradients(self, parameters: list[nn.Parameter]) -> None:
+        """Every process gets the mean of all, in one message; stages call many methods of a model, which DDP's own
+        hooks do not follow."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.share.of > 1:
+            mean = self.fabric.all_reduce(nn.utils.parameters_to_vector(gradients), reduce_op="mean")
+            nn.utils.vector_to_parameters(mean, gradients)  # type: ignore[arg-type]
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
