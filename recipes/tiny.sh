@@ -12,7 +12,7 @@ diorama data worlds "$runs/validation" --split validation --scenes 128 --views 1
 diorama train rae3d --out "$runs/rae3d" --data "$runs/train" --validation "$runs/validation" --device cpu \
     --size tiny --steps 2600 --batch 16 --learning-rate 1e-3 --muon-rate 2e-3 --warmup 60 --final-rate 0.02 --ema 0.995 \
     --known-views 1 2 3 4 4 6 8 --target-views 4 --point-views 1 --noise 0.2 --mirror \
-    --gradient-weight 0.5 --point-weight 0.05 --relative-points --save-every 100 --validate-every 250
+    --gradient-weight 0.5 --point-weight 0.05 --point-unit scene --save-every 100 --validate-every 250
 
 diorama train dit3d --out "$runs/dit3d" --data "$runs/train" --validation "$runs/validation" --device cpu \
     --autoencoder "$runs/rae3d/model" --title tiny --size tiny --steps 1500 --batch 64 --learning-rate 1e-3 \

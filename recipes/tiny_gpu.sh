@@ -9,7 +9,7 @@ diorama data worlds "$runs/validation" --split validation --scenes 256 --views 1
 diorama train rae3d --out "$runs/rae3d" --data "$runs/train" --validation "$runs/validation" --device cuda \
     --size tiny --steps 60000 --batch 64 --learning-rate 1e-3 --muon-rate 2e-3 --warmup 500 --final-rate 0.02 --ema 0.999 \
     --known-views 1 2 3 4 4 6 8 --target-views 4 --point-views 1 --noise 0.2 --mirror \
-    --gradient-weight 0.5 --point-weight 0.05 --relative-points
+    --gradient-weight 0.5 --point-weight 0.05 --point-unit scene
 
 diorama train dit3d --out "$runs/dit3d" --data "$runs/train" --validation "$runs/validation" --device cuda \
     --autoencoder "$runs/rae3d/model" --title tiny-gpu --size tiny --steps 60000 --batch 256 --learning-rate 1e-3 \

@@ -8,7 +8,7 @@ from tests.training.conftest import SIDE, VIEWS
 from diorama.data.cache import WorldsCache
 from diorama.geometry.similarity import Similarity
 from diorama.models.rae3d import RAE3D
-from diorama.training.rae3d import Config, RAE3DStage, visible_views
+from diorama.training.rae3d import Config, RAE3DStage, _point_unit, visible_views
 from diorama.training.trainer import Share, Trainer, step_generator
 
 
@@ -26,7 +26,7 @@ def losses(stage, batch):
     return {name: float(loss.detach()) for name, loss in found.items()}
 
 
-@pytest.mark.parametrize("changes", [{}, dict(relative_points=True, mirror=True, muon_rate=1e-3)], ids=["plain", "all"])
+@pytest.mark.parametrize("changes", [{}, dict(point_unit="scene", mirror=True, muon_rate=1e-3)], ids=["plain", "all"])
 def test_one_step_lowers_the_loss_on_its_batch(config, changes):
     stage = RAE3DStage(replace(config, **changes))
     batch = stage.batch(0)
@@ -61,6 +61,19 @@ def places_of(config, views):
     return [
         (row[:, None, None] == poses).all((-1, -2)).nonzero()[:, 2].tolist() for row in views.cameras.camera_to_world
     ]
+
+
+def test_point_errors_come_in_the_unit_asked_for(config):
+    stage = RAE3DStage(config)
+    views, known = stage.batch(0)
+    cameras = views.cameras.normalized()[0][known:]
+    points, mask = torch.rand(3, 2, SIDE, SIDE, 3) + 1, views[known:].mask
+    centre = cameras.centers[:, :, None, None]
+    frame, scene, distance = (_point_unit(kind, points, mask, cameras) for kind in ("frame", "scene", "distance"))
+    assert frame.unique().tolist() == [1]
+    torch.testing.assert_close(scene[0].squeeze(), points[0].norm(dim=-1)[mask[0]].mean())
+    torch.testing.assert_close(distance[..., 0], (points - centre).norm(dim=-1))
+    assert float(_point_unit("distance", centre.expand_as(points), mask, cameras).max()) == pytest.approx(1e-3)
 
 
 def test_a_window_takes_neighbouring_views(config):

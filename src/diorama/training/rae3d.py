@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from diorama.data.cache import WorldsCache
 from diorama.data.transforms import mirrored
 from diorama.evaluation.metrics import depth_abs_rel, psnr
+from diorama.geometry.cameras import Cameras
 from diorama.models.checkpoints import check_weights
 from diorama.models.rae3d import RAE3D, SIZES
 from diorama.pipelines.tokens import encode_views
@@ -58,8 +60,9 @@ class Config(Run):
     """Weight of the image-gradient loss."""
     point_weight: float = 1.0
     """Weight of the point-map losses."""
-    relative_points: bool = False
-    """Measure point errors in units of the scene's mean point distance (VGGT) instead of the farthest camera's."""
+    point_unit: Literal["frame", "scene", "distance"] = "frame"
+    """Unit of point errors: the latent frame's (farthest camera), the scene's mean point distance (VGGT), or each
+    point's own distance from its camera, which weighs near and far alike as AbsRel does."""
 
 
 def visible_views(batch: int, views: int, config: Config, generator: torch.Generator) -> Bool[Tensor, "batch view"]:
@@ -126,7 +129,7 @@ class RAE3DStage:
             some = target[: config.point_views]
             points, confidence = self.model.decode_points(cache, rays[:, : config.point_views])
             true: Tensor = similarity.to(device).apply(some.points)  # type: ignore[arg-type]
-            unit = _mean_distance(true, some.mask) if config.relative_points else 1.0  # type: ignore[arg-type]
+            unit = _point_unit(config.point_unit, true, some.mask, cameras[known : known + config.point_views])  # type: ignore[arg-type]
             terms = point_loss(points / unit, confidence, true / unit, some.mask)  # type: ignore[arg-type]
             losses |= {f"point_{name}": config.point_weight * value for name, value in terms.items()}
         yield "reconstruction", losses
@@ -159,8 +162,17 @@ class RAE3DStage:
         self.model.save_pretrained(folder)
 
 
-def _mean_distance(
-    points: Float[Tensor, "batch view height width 3"], mask: Bool[Tensor, "batch view height width"]
-) -> Float[Tensor, "batch 1 1 1 1"]:
-    total = points.norm(dim=-1).where(mask, 0.0).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1)
-    return total.clamp(min=1e-3)[:, None, None, None, None]
+def _point_unit(
+    kind: str,
+    points: Float[Tensor, "batch view height width 3"],
+    mask: Bool[Tensor, "batch view height width"],
+    cameras: Cameras,
+) -> Float[Tensor, "batch #view #height #width 1"]:
+    if kind == "distance":
+        unit = (points - cameras.centers[:, :, None, None]).norm(dim=-1)
+    elif kind == "scene":
+        unit = points.norm(dim=-1).where(mask, 0.0).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1)
+        unit = unit[:, None, None, None]
+    else:
+        unit = points.new_ones(len(points), 1, 1, 1)
+    return unit.clamp(min=1e-3)[..., None]
