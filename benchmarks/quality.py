@@ -5,7 +5,7 @@
 
 Every number is the mean over the unseen views of a scene, then over scenes. Intervals are 95 % of a bootstrap that
 draws scenes, paired between methods. The plane warps are told the known view's true median depth, the depth warp the
-true depth of what it predicts. `diorama.evaluation.protocols` says what is scored.
+true depth of what it predicts. `diorama.evaluation.quality` says what is scored.
 """
 
 import json
@@ -26,14 +26,14 @@ from rich.table import Table
 
 from diorama.data.cache import WorldsCache, write_cache
 from diorama.data.worlds import SPLITS, WORLDS_VERSION
-from diorama.evaluation.protocols import (
+from diorama.evaluation.protocols import known_places
+from diorama.evaluation.quality import (
     BOUND,
     COUNTS,
     MODEL,
     Scores,
     generation,
     generation_summary,
-    known_places,
     reconstruction,
     summary,
     tuned_blur,

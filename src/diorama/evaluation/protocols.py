@@ -1,297 +1,151 @@
-"""How the models are put to the test on rendered scenes: which views are known, what is scored, against what."""
+"""Benchmarks as records: which views of a scene are known, which are scored, at what size, out of which scenes."""
 
-import math
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 
-from diorama.data.cache import WorldsCache
-from diorama.evaluation.baselines import (
-    best_blur,
-    blurred,
-    copy_nearest,
-    depth_warp,
-    mean_of_known,
-    plane_warp,
-    seen_in,
-)
-from diorama.evaluation.metrics import (
-    constant_depth_abs_rel,
-    depth_abs_rel,
-    gradient_correlation,
-    gradient_energy,
-    paired_bootstrap,
-    psnr,
-    ssim,
-)
-from diorama.geometry.cameras import Cameras
-from diorama.pipelines.tokens import TokenPipeline
-from diorama.scene import Condition, Scene, Views
+ASPECTS = (0.7, 1.8)  # width / height that 3DRAE trains on; wider and narrower pictures are cropped
+Source = Literal["worlds", "folders", "index", "split"]
 
-COUNTS = (4, 2, 1)  # how many views of a scene are known
-WARPS: dict[str, Callable[[Views, Cameras], Tensor]] = {"nearest": copy_nearest, "plane warp": plane_warp}
-BOUND, MODEL, GENERATOR = "depth warp (bound)", "RAE3D", "DiT3D"
-METRICS = ("psnr", "ssim", "gradient_correlation")  # higher is better in all
-Scores = dict[str, Tensor]  # metric -> one number a scene
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to ask: what the method is told of a scene."""
+
+    name: str
+    known: tuple[int, ...] | None  # places among the scene's views, negative ones from the end; None: all views
+    cameras: bool = True  # whether the wanted cameras are told; otherwise the method predicts them
+
+    def places(self, views: int) -> tuple[int, ...]:
+        """Places of the known ones among `views` views; ValueError where there are too few."""
+        if self.known is None:
+            return tuple(range(views))
+        if any(not -views <= place < views for place in self.known):
+            raise ValueError(f"{views} views, but the setting {self.name!r} knows the places {self.known}")
+        return tuple(dict.fromkeys(place % views for place in self.known))
+
+
+@dataclass(frozen=True)
+class Size:
+    """Size of the pictures that are scored: one for all (`height` and `width`), or an area of each scene's aspect.
+
+    Pictures are resized until they cover it and then cropped around their centre.
+    """
+
+    height: int | None = None
+    width: int | None = None
+    pixels: int | None = None  # area, in place of height and width
+    multiple: int = 1  # of which both sides are, where `pixels` is given
+
+    def of(self, height: int, width: int) -> tuple[int, int]:
+        """The size that pictures of `height` and `width` get."""
+        if self.pixels is None:
+            return self.height or height, self.width or width
+        aspect = min(max(width / height, ASPECTS[0]), ASPECTS[1])
+        sides = (self.pixels / aspect) ** 0.5, (self.pixels * aspect) ** 0.5
+        # Down, so that the area stays within what the method was trained on.
+        tall, wide = (max(1, int(side / self.multiple)) * self.multiple for side in sides)
+        return tall, wide
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A benchmark: what is asked and what is scored. Where a paper is silent, the comment says what was chosen."""
+
+    name: str
+    describes: str
+    source: Source
+    settings: tuple[Setting, ...]  # empty where an index or split file says which views are known
+    views: int | None  # of a scene, evenly spaced over its frames with both ends; None: those that the file names
+    size: Size
+    score_known: bool = False  # known views are shown but not scored, except where all are known
+    scenes: int | None = None  # of the whole benchmark; None: all there are
+    quick: int = 8  # scenes of the quick form
+    steps: int | None = None  # of the sampler; None: the model's own
+    guidance: float | None = None
+    hashes: dict[int, str] = field(default_factory=dict)  # number of scenes -> SHA-256 of what is scored against
 
 
 def known_places(count: int, views: int) -> tuple[int, ...]:
     """Places of the known views along the path: evenly spaced with both ends; the first view alone."""
-    return tuple(torch.linspace(0, views - 1, count).round().int().tolist()) if count > 1 else (0,)
+    return uniform(count, views) if count > 1 else (0,)
 
 
-def batches(data: WorldsCache, places: Sequence[int], scenes: int, size: int) -> Iterator[tuple[range, Views]]:
-    """Views `places` of the first `scenes` scenes, `size` scenes at a time, with the scenes' rows."""
-    for start in range(0, scenes, size):
-        rows = range(start, min(start + size, scenes))
-        yield rows, data.batch(torch.tensor(rows), torch.tensor(places).expand(len(rows), -1))
+def uniform(count: int, frames: int) -> tuple[int, ...]:
+    """`count` of `frames` frames, evenly spaced with both ends: round(linspace(0, frames - 1, count))."""
+    return tuple(torch.linspace(0, frames - 1, count, dtype=torch.float64).round().int().tolist())
 
 
-def apart(views: Views) -> list[Views]:
-    """A batch of scenes' views as one record a scene."""
-    cameras: Cameras = views.cameras  # type: ignore[assignment]
-    return [
-        Views(
-            views.images[row],
-            replace(cameras, camera_to_world=cameras.camera_to_world[row], intrinsics=cameras.intrinsics[row]),
-            None if views.points is None else views.points[row],
-            None if views.confidence is None else views.confidence[row],
-        )
-        for row in range(len(views.images))
-    ]
+def _numbers(counts: tuple[int, ...], views: int) -> tuple[Setting, ...]:
+    return tuple(Setting(f"{count} known", known_places(count, views)) for count in counts)
 
 
-def images_of(scenes: Sequence[Scene]) -> Float[Tensor, "scene view 3 height width"]:
-    """Images of finished scenes of one shape."""
-    return torch.stack([scene.views.images for scene in scenes])
+_TOKENS = dict(
+    settings=_numbers((1, 2, 6), 16),  # the main text says random, the appendix uniform: the appendix
+    views=16,
+    size=Size(pixels=75_500, multiple=14),  # not stated: the largest area trained at, at the scene's own aspect
+    steps=50,
+    guidance=2.0,
+)
 
+WORLDS = Protocol(
+    name="worlds",
+    describes="procedural test worlds, which the embedded models never saw; nothing to download",
+    source="worlds",
+    settings=_numbers((1, 2, 4), 16),
+    views=16,
+    size=Size(64, 64),
+    scenes=64,  # 960 generated pictures from one known view, enough for a Fréchet distance of 64 features
+    quick=16,
+)
 
-def picture_scores(
-    predicted: Float[Tensor, "scene view 3 height width"], true: Float[Tensor, "scene view 3 height width"]
-) -> Scores:
-    """Mean over the views of each scene, of every number that compares pictures."""
-    values = {
-        "psnr": psnr(predicted, true),
-        "ssim": ssim(predicted, true),
-        "gradient_correlation": gradient_correlation(predicted, true),
-        "gradient_energy": gradient_energy(predicted),
-    }
-    return {name: value.mean(1) for name, value in values.items()}
-
-
-def baseline_pictures(known: Views, cameras: Cameras, blur: dict[str, float]) -> dict[str, Tensor]:
-    """Pictures of the simple baselines by name; `blur` holds the sigma in pixels for each warp."""
-    pictures = {"mean of known": mean_of_known(known, cameras)}
-    for name, warp in WARPS.items():
-        pictures[name] = warp(known, cameras)
-        pictures[f"{name}, blurred"] = blurred(pictures[name], blur[name])
-    return pictures
-
-
-def tuned_blur(data: WorldsCache, batch: int) -> dict[str, dict[str, float]]:
-    """The blur in pixels that suits each warp best, for each number of known views: {count: {warp: sigma}}."""
-    result: dict[str, dict[str, float]] = {}
-    for count in COUNTS:
-        places = known_places(count, data.views)
-        order = [*places, *(view for view in range(data.views) if view not in places)]
-        made, true = defaultdict(list), []
-        for _, views in batches(data, order, len(data), batch):
-            known, target = views[:count], views[count:]
-            true.append(target.images)
-            for name, warp in WARPS.items():
-                made[name].append(warp(known, target.cameras))  # type: ignore[arg-type]
-        result[str(count)] = {name: best_blur(torch.cat(parts), torch.cat(true)) for name, parts in made.items()}
-    return result
-
-
-def depth_scores(predicted: Views, target: Views) -> Scores:
-    """AbsRel of predicted depth, as it is and with medians aligned, and of the best constant, over views with depth."""
-    depth, true, mask = predicted.depth, target.depth, target.mask
-    values = {
-        "abs_rel": depth_abs_rel(depth, true, mask),  # type: ignore[arg-type]
-        "abs_rel_median_aligned": depth_abs_rel(depth, true, mask, alignment="median"),  # type: ignore[arg-type]
-        "best_constant": constant_depth_abs_rel(true, mask),  # type: ignore[arg-type]
-    }
-    return {name: value.nanmean(1) for name, value in values.items()}
-
-
-def reconstruction(
-    pipeline: TokenPipeline, data: WorldsCache, count: int, blur: dict[str, float], batch: int
-) -> dict[str, Scores]:
-    """Scores of every method on the views that `count` known ones leave unseen, one number a scene."""
-    places = known_places(count, data.views)
-    order = [*places, *(view for view in range(data.views) if view not in places)]
-    found: dict[str, list[Scores]] = defaultdict(list)
-    for _, views in batches(data, order, len(data), batch):
-        known, target = views[:count], views[count:]
-        scenes = pipeline.reconstruct(apart(known), [scene.cameras for scene in apart(target)])  # type: ignore[misc]
-        pictures = baseline_pictures(known, target.cameras, blur)  # type: ignore[arg-type]
-        pictures |= {BOUND: depth_warp(known, target), MODEL: images_of(scenes)}
-        for name, images in pictures.items():
-            found[name].append(picture_scores(images, target.images))
-        found["truth"].append({"gradient_energy": gradient_energy(target.images).mean(1)})
-        if scenes[0].views.points is not None:
-            points = torch.stack([scene.views.points for scene in scenes])  # type: ignore[misc]
-            found["depth"].append(depth_scores(Views(target.images, target.cameras, points), target))
-    return {name: joined(parts) for name, parts in found.items()}
-
-
-def joined(parts: Sequence[Scores]) -> Scores:
-    """Scores of several batches as one."""
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def summary(scores: dict[str, Scores]) -> dict[str, Any]:
-    """Means over scenes, and RAE3D against whichever baseline is best at each number.
-
-    Once among all but the bound, and once among those that only copy: the plane warps are told a true median depth.
-    """
-    truth = scores["truth"]["gradient_energy"].mean()
-    methods = {name: part for name, part in scores.items() if name not in ("truth", "depth")}
-    means = {
-        name: {metric: mean(part[metric]) for metric in METRICS}
-        | {"gradient_energy_share": mean(part["gradient_energy"] / truth)}
-        for name, part in methods.items()
-    }
-    simple = [name for name in methods if name not in (MODEL, BOUND)]
-    copies = [name for name in simple if "warp" not in name]
-    result: dict[str, Any] = {
-        "pictures": means,
-        "rae3d_minus_best_baseline": {metric: _against_best(methods, simple, metric) for metric in METRICS},
-        "rae3d_minus_best_copy": {metric: _against_best(methods, copies, metric) for metric in METRICS},
-    }
-    if "depth" in scores:
-        depth = scores["depth"]
-        result["depth"] = {name: mean(part) for name, part in depth.items()} | {
-            "scenes_without_depth": int(depth["best_constant"].isnan().sum()),
-            "rae3d_minus_constant": difference(depth["abs_rel"], depth["best_constant"]),
-        }
-    return result
-
-
-def _against_best(methods: dict[str, Scores], names: Sequence[str], metric: str) -> dict[str, Any]:
-    best = max(names, key=lambda name: float(methods[name][metric].mean()))
-    return {"baseline": best} | difference(methods[MODEL][metric], methods[best][metric])
-
-
-@torch.no_grad()
-def generation(
-    pipeline: TokenPipeline, data: WorldsCache, scenes: int, *, seeds: int, steps: int | None = None, batch: int = 16
-) -> Scores:
-    """DiT3D beside RAE3D from the first view alone, one number a scene; `scenes` of them with `seeds` (>= 2) each."""
-    sample = partial(sampled, pipeline, seeds=seeds, steps=steps, batch=batch)
-    found = []
-    for rows, views in batches(data, range(data.views), scenes, batch):
-        known, unseen, single = views[:1], views[1:], apart(views)
-        paths: list[Cameras] = [scene.cameras for scene in single]  # type: ignore[misc]
-        made = sample([Condition(scene[0], (0,)) for scene in single], paths, rows)
-        free = sample([Condition()] * len(single), paths, rows)
-        regressed = images_of(pipeline.reconstruct([scene[0] for scene in single], paths))
-        most = known_places(COUNTS[0], data.views)
-        ceiling = images_of(pipeline.reconstruct([scene[most] for scene in single], paths))
-        seen, spread = seen_in(known, unseen), made[:, :, 1:].std(1).mean(2)
-        true = views.images
-        found.append(
-            {
-                "generated_psnr": psnr(made[:, :, 1:], true[:, None, 1:].expand_as(made[:, :, 1:])).mean((1, 2)),
-                "regressed_psnr": psnr(regressed[:, 1:], true[:, 1:]).mean(1),
-                "generated_known_psnr": psnr(made[:, :, 0], true[:, None, 0].expand_as(made[:, :, 0])).mean(1),
-                "regressed_known_psnr": psnr(regressed[:, 0], true[:, 0]),
-                "generated_energy": gradient_energy(made[:, :, 1:]).mean((1, 2)),
-                "regressed_energy": gradient_energy(regressed[:, 1:]).mean(1),
-                "ceiling_energy": gradient_energy(ceiling[:, 1:]).mean(1),
-                "true_energy": gradient_energy(true[:, 1:]).mean(1),
-                "free_energy": gradient_energy(free).mean((1, 2)),
-                "all_true_energy": gradient_energy(true).mean(1),
-                "spread_seen": masked_mean(spread, seen),
-                "spread_unseen": masked_mean(spread, ~seen),
-                "spread_free": free.std(1).mean((1, 2, 3, 4)),
-                "unseen_share": (~seen).float().mean((1, 2, 3)),
-            }
-        )
-    return joined(found)
-
-
-def sampled(
-    pipeline: TokenPipeline,
-    conditions: Sequence[Condition],
-    paths: Sequence[Cameras],
-    rows: Sequence[int],
-    *,
-    seeds: int,
-    steps: int | None,
-    batch: int,
-) -> Float[Tensor, "scene seed view 3 height width"]:
-    """Generated images; the seeds of a scene depend on its row alone, so that models compare on the same noise."""
-    requests = [(scene, row * seeds + number) for scene, row in enumerate(rows) for number in range(seeds)]
-    made = []
-    for start in range(0, len(requests), batch):
-        part = requests[start : start + batch]
-        scenes = pipeline.generate(
-            [conditions[scene] for scene, _ in part],
-            [paths[scene] for scene, _ in part],
-            seed=[seed for _, seed in part],
-            steps=steps,
-        )
-        made.append(images_of(scenes))  # type: ignore[arg-type]
-    return torch.cat(made).unflatten(0, (len(rows), seeds))
-
-
-def masked_mean(
-    values: Float[Tensor, "scene view height width"], mask: Bool[Tensor, "scene view height width"]
-) -> Float[Tensor, " scene"]:
-    """Mean of each scene over the pixels of `mask`; NaN where there is none."""
-    return torch.where(mask, values, 0.0).sum((1, 2, 3)) / mask.sum((1, 2, 3))
-
-
-def generation_summary(scores: Scores) -> dict[str, Any]:
-    """Means over scenes and paired differences of what `generation` found."""
-    truth = scores["true_energy"].mean()
-    energy = {name: scores[f"{name}_energy"] / truth for name in ("generated", "regressed", "ceiling")}
-    return {
-        "psnr": {
-            GENERATOR: mean(scores["generated_psnr"]),
-            MODEL: mean(scores["regressed_psnr"]),
-            "difference": difference(scores["generated_psnr"], scores["regressed_psnr"]),
-        },
-        "psnr_of_the_known_view": {
-            GENERATOR: mean(scores["generated_known_psnr"]),
-            MODEL: mean(scores["regressed_known_psnr"]),
-            "difference": difference(scores["generated_known_psnr"], scores["regressed_known_psnr"]),
-        },
-        "gradient_energy_share": {
-            GENERATOR: mean(energy["generated"]),
-            MODEL: mean(energy["regressed"]),
-            f"{MODEL}, {COUNTS[0]} views known": mean(energy["ceiling"]),
-            "difference": difference(energy["generated"], energy["regressed"]),
-            f"{GENERATOR}, nothing known": mean(scores["free_energy"] / scores["all_true_energy"].mean()),
-        },
-        "spread_over_seeds": {
-            "where nothing was seen": mean(scores["spread_unseen"]),
-            "where something was seen": mean(scores["spread_seen"]),
-            "difference": difference(scores["spread_unseen"], scores["spread_seen"]),
-            "nothing known": mean(scores["spread_free"]),
-            "share of pixels where nothing was seen": mean(scores["unseen_share"]),
-        },
-    }
-
-
-def mean(values: Float[Tensor, " scene"]) -> float | None:
-    """Mean over the scenes that have a value, in the four decimals that a report needs; None if there is none."""
-    average = float(values.double().nanmean())
-    return None if math.isnan(average) else round(average, 4)
-
-
-def difference(a: Float[Tensor, " scene"], b: Float[Tensor, " scene"]) -> dict[str, Any]:
-    """Mean of a - b over the scenes that have both, with its 95 % interval; None where no scene has."""
-    both = ~(a.isnan() | b.isnan())
-    if not both.any():
-        return {"mean": None, "low": None, "high": None, "scenes": 0}
-    interval = paired_bootstrap(a[both], b[both])
-    return {name: round(value, 4) for name, value in interval._asdict().items()} | {"scenes": int(both.sum())}
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        WORLDS,
+        Protocol(
+            name="3drae",
+            describes="3DRAE + 3DDiT section 5: 16 views of captured scenes; 1, 2 or 6 known",
+            source="folders",
+            **_TOKENS,
+        ),
+        Protocol(
+            name="gen3r",
+            describes="Gen3R section 4: 49 frames; the first, first and last, or all known; cameras told or predicted",
+            source="folders",
+            settings=(
+                Setting("first", (0,)),
+                Setting("first and last", (0, -1)),
+                Setting("all", None),
+                Setting("first, no cameras", (0,), cameras=False),
+                Setting("first and last, no cameras", (0, -1), cameras=False),
+                Setting("all, no cameras", None, cameras=False),  # the tables of reconstruction
+            ),
+            views=49,  # which 49 of a longer sequence is not stated: spread over all of it
+            size=Size(560, 560),
+            scenes=200,  # of each data set, drawn at random: which ones is not stated
+            # Whether known frames count is not stated: they do not, a near-perfect frame would say nothing.
+        ),
+        Protocol(
+            name="re10k",
+            describes="pixelSplat's index files {scene: {context, target}}, also of ACID and DL3DV, at 256x256",
+            source="index",
+            settings=(),
+            views=None,
+            size=Size(256, 256),
+        ),
+        Protocol(
+            name="seva",
+            describes="Stable Virtual Camera's split files train_test_split_N.json beside each scene, at 576x576",
+            source="split",
+            settings=(),
+            views=None,
+            size=Size(576, 576),  # its V entries score an uncropped shape: not done here
+        ),
+        # 3DRAE shows these three as pictures only; the same questions are asked of them as of its tables' scenes.
+        Protocol(name="tanks-and-temples", describes="Tanks and Temples, zero-shot", source="folders", **_TOKENS),
+        Protocol(name="mip-nerf-360", describes="Mip-NeRF 360, zero-shot", source="folders", **_TOKENS),
+        Protocol(name="dtu", describes="DTU, zero-shot", source="folders", **_TOKENS),
+    )
+}
