@@ -103,6 +103,20 @@ def test_weights_that_do_not_fit_are_refused_by_name(golden):
         convert("dit", state, config)
 
 
+def test_a_configuration_that_lacks_a_key_or_a_pair_is_refused_by_file_and_key(golden, tmp_path):
+    config, state = published(golden, "plain")
+    for key in ("input_size", "patch_size", "in_channels", "hidden_size", "mlp_ratio", "num_classes", "use_qknorm"):
+        less = {name: value for name, value in config.items() if name != key}
+        with pytest.raises(ValueError, match=rf"^[^\n]*config\.yaml: '{key}' is missing; accepted are [^\n]*$"):
+            convert("dit_ddt", state, less, source=tmp_path / "config.yaml")
+    with pytest.raises(ValueError, match=r"^dit_ddt's config: 'depth' is 28; accepted is a pair$"):
+        convert("dit_ddt", state, config | {"depth": 28})
+    with pytest.raises(ValueError, match=r"^dit_ddt's config: 'mlp_ratio' is None; accepted is a number$"):
+        convert("dit_ddt", state, config | {"mlp_ratio": None})
+    with pytest.raises(ValueError, match=r"^dit_ddt: 1 unknown weights, first 'blocks'$"):
+        convert("dit_ddt", state | {"blocks": torch.ones(3)}, config)
+
+
 def test_shifted_times_are_raes(schedules):
     for count in (256, 1024):
         shift = dimension_shift(count, 768)

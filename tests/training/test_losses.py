@@ -55,6 +55,17 @@ def test_points_outside_the_mask_do_not_matter():
     assert predicted.grad[2].abs().max() == 0 and predicted.grad[:2].abs().min() > 0
 
 
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_points_outside_the_mask_may_be_no_numbers(odd):
+    mask = torch.tensor([True, False])
+    predicted, true, confidence = normal(2, 3).requires_grad_(), normal(2, 3, seed=1), torch.tensor([1.5, 2.0])
+    spoiled = torch.where(mask[:, None], true, odd)
+    total = sum(point_loss(predicted, confidence, spoiled, mask).values())
+    (found,) = torch.autograd.grad(total, predicted)
+    (expected,) = torch.autograd.grad(sum(point_loss(predicted, confidence, true, mask).values()), predicted)
+    assert total.isfinite() and torch.equal(found, expected) and found[0].abs().min() > 0
+
+
 @pytest.mark.parametrize("valid", [True, False])
 def test_all_or_nothing_valid_stays_finite(valid):
     predicted = normal(4, 3).requires_grad_()

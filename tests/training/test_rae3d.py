@@ -5,7 +5,7 @@ import torch
 from tests.miniature import rae3d
 from tests.training.conftest import SIDE, VIEWS
 
-from diorama.data.cache import WorldsCache
+from diorama.data.cache import WorldsCache, write_cache
 from diorama.geometry.similarity import Similarity
 from diorama.models.rae3d import RAE3D
 from diorama.training.rae3d import Config, RAE3DStage, _point_unit, visible_views
@@ -119,6 +119,27 @@ def test_validation_gives_finite_numbers_and_a_picture(config):
     assert values.keys() == {"psnr_4", "psnr_2", "psnr_1", "depth_abs_rel"}
     assert all(torch.tensor(value).isfinite() for value in values.values())
     assert picture.shape == (3, 6 * SIDE, 2 * SIDE) and picture.isfinite().all()  # truth and guess, thrice; two scenes
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("views", "counts"), [(2, {1}), (3, {2, 1}), (4, {2, 1}), (5, {4, 2, 1})])
+def test_validation_leaves_out_what_leaves_nothing_to_predict(config, tmp_path, views, counts):
+    short = write_cache(tmp_path / "short", [9], views=views, height=SIDE, width=SIDE, samples=1)
+    values, picture = RAE3DStage(replace(config, validation=short)).validate()
+    assert values.keys() == {f"psnr_{count}" for count in counts} | ({"depth_abs_rel"} if 4 in counts else set())
+    assert all(torch.tensor(value).isfinite() for value in values.values())
+    assert picture.shape == (3, 2 * len(counts) * SIDE, SIDE)
+
+
+def test_caches_with_nothing_to_predict_are_refused_in_one_line(config, tmp_path):
+    single = write_cache(tmp_path / "single", [9], views=1, height=SIDE, width=SIDE, samples=1)
+    for changes, message in (
+        (dict(known_views=(2, VIEWS)), rf"train: {VIEWS} known views of {VIEWS} leave none to predict; accepted are f"),
+        (dict(known_views=(2, 3), window=3), r"train: 3 known views of 3 leave none to predict; accepted are fewer"),
+        (dict(validation=single), r"single: found 1 view a scene; accepted are 2 or more"),
+    ):
+        with pytest.raises(ValueError, match=rf"^[^\n]*{message}[^\n]*$"):
+            RAE3DStage(replace(config, **changes))
 
 
 def test_a_run_ends_with_a_model_that_loads(config):

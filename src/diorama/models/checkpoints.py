@@ -34,21 +34,28 @@ DIT_DDT_BLOCK = {
     "mlp.w3": "mlp.out",
     "adaLN_modulation.1": "modulation",
 }
+DIT_DDT_CONFIG = {  # what each key holds; pairs are of the backbone and of the head
+    **dict.fromkeys(("input_size", "patch_size", "in_channels", "num_classes", "mlp_ratio", "use_qknorm"), "a number"),
+    **dict.fromkeys(("hidden_size", "depth", "num_heads"), "a pair"),
+}
 
 
-def convert(kind: str, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[dict[str, Any], State]:
-    """Our keyword arguments and state dict from a published state dict and its config.
+def convert(
+    kind: str, state: Mapping[str, Tensor], config: Mapping[str, Any], *, source: str | Path | None = None
+) -> tuple[dict[str, Any], State]:
+    """Our keyword arguments and state dict from a published state dict and its config, which was read from `source`.
 
     Kinds: `dit_ddt` (RAE's DiTwDDTHead without rotary table; config keys of its constructor). Strict both ways:
-    ValueError names weights that are unknown or missing.
+    ValueError names weights that are unknown or missing, and the source with the key that it lacks.
     """
     kinds = {"dit_ddt": _dit_ddt}
     if kind not in kinds:
         raise ValueError(f"checkpoint kind {kind!r}: accepted are {', '.join(kinds)}")
-    return kinds[kind](state, config)
+    return kinds[kind](state, config, str(source or f"{kind}'s config"))
 
 
-def _dit_ddt(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[dict[str, Any], State]:
+def _dit_ddt(state: Mapping[str, Tensor], config: Mapping[str, Any], source: str) -> tuple[dict[str, Any], State]:
+    _check_config(source, config, DIT_DDT_CONFIG)
     if config.get("use_rope"):
         raise ValueError(
             "dit_ddt with a rotary table: 3D latents have no grid, so DiT3D has none; accepted is use_rope=False"
@@ -67,7 +74,7 @@ def _dit_ddt(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[di
     for name, tensor in state.items():
         stem, _, leaf = name.rpartition(".")
         parts = name.split(".")
-        known_block = parts[0] == "blocks" and parts[1] in map(str, range(layers + head_layers))
+        known_block = parts[0] == "blocks" and "".join(parts[1:2]) in map(str, range(layers + head_layers))
         if name == "pos_embed":
             ours["table"] = tensor[0]
         elif name == "t_embedder.W":
@@ -90,6 +97,17 @@ def _dit_ddt(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[di
         expected = DiT3D(**arguments).state_dict()
     _compare("dit_ddt", {n: tuple(t.shape) for n, t in ours.items()}, {n: tuple(t.shape) for n, t in expected.items()})
     return arguments, ours
+
+
+def _check_config(source: str, config: Mapping[str, Any], kinds: Mapping[str, str]) -> None:
+    """ValueError, in one line, for the first key that is absent or holds something else."""
+    for key, kind in kinds.items():
+        if key not in config:
+            raise ValueError(f"{source}: {key!r} is missing; accepted are {', '.join(kinds)}")
+        value = config[key]
+        pair = isinstance(value, (list, tuple)) and len(value) == 2
+        if pair != (kind == "a pair") or not (pair or isinstance(value, (int, float))):
+            raise ValueError(f"{source}: {key!r} is {value!r}; accepted is {kind}")
 
 
 def check_weights(kind: type, folder: Path) -> None:

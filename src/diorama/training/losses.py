@@ -32,8 +32,10 @@ def point_loss(
     `confidence` is at least 1; per valid point the first term is least at confidence = alpha / distance.
     """
     count = mask.sum().clamp(min=1)
+    # Emptied before the root as well: a NaN outside the mask would pass its gradient back as 0 times NaN.
+    error = torch.where(mask[..., None], predicted - true, 0.0)
     # The square root has no gradient at a perfect prediction; the epsilon is far below any scene's detail.
-    distance = torch.where(mask, (predicted - true).square().sum(-1).add(1e-12).sqrt().clamp(max=100), 0.0)
+    distance = error.square().sum(-1).add(1e-12).sqrt().clamp(max=100).where(mask, 0.0)
     log_confidence = confidence.log()
     return {
         "confident": (distance * confidence - alpha * log_confidence).where(mask, 0.0).sum() / count,

@@ -81,13 +81,14 @@ class RAE3DStage:
     def __init__(self, config: Config) -> None:
         torch.manual_seed(config.seed)
         self.config = config
+        self.data, self.held_out = WorldsCache(config.data), WorldsCache(config.validation)
+        _check_views(config, self.data.views, self.held_out.views)
         self.model = RAE3D(**SIZES[config.size])
         if config.start:
             check_weights(RAE3D, config.start)
             self.model.load_state_dict(RAE3D.from_pretrained(config.start, torch_dtype=torch.float32).state_dict())
         self.modules: dict[str, nn.Module] = {"rae3d": self.model}
         self.optimizers = {"reconstruction": matrix_optimizers(self.model, config, config.muon_rate)}
-        self.data, self.held_out = WorldsCache(config.data), WorldsCache(config.validation)
 
     def batch(self, step: int, share: Share = WHOLE) -> tuple[Views, int]:
         """Views of random scenes, the first `known` for the encoder, the rest to be predicted."""
@@ -135,10 +136,15 @@ class RAE3DStage:
         yield "reconstruction", losses
 
     def validate(self) -> tuple[dict[str, float], Float[Tensor, "3 height width"]]:
-        """PSNR of unseen views from 4, 2 and 1 known ones, AbsRel of depth from 4, and pictures from 4 and 1."""
+        """PSNR of unseen views from 4, 2 and 1 known ones, AbsRel of depth from 4, and pictures.
+
+        Numbers of known views that leave no other to predict are left out.
+        """
         scenes, last = min(64, len(self.held_out)), self.held_out.views - 1
         values, rows = {}, []
         for places in ((0, last // 3, 2 * last // 3, last), (0, last), (0,)):
+            if len(places) > last:
+                continue
             rest = [view for view in range(last + 1) if view not in places]
             views = self.held_out.batch(torch.arange(scenes), torch.tensor([*places, *rest]).expand(scenes, -1))
             known = len(places)
@@ -160,6 +166,15 @@ class RAE3DStage:
     def save(self, folder: Path) -> None:
         """Write the autoencoder as a folder of config and safetensors."""
         self.model.save_pretrained(folder)
+
+
+def _check_views(config: Config, views: int, held_out: int) -> None:
+    """ValueError unless every number of known views leaves one to predict."""
+    known, window = max(config.known_views), min(config.window or views, views)
+    if known >= window:
+        raise ValueError(f"{config.data}: {known} known views of {window} leave none to predict; accepted are fewer")
+    if held_out < 2:
+        raise ValueError(f"{config.validation}: found {held_out} view a scene; accepted are 2 or more")
 
 
 def _point_unit(
