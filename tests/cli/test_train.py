@@ -1,7 +1,11 @@
 """`diorama train`: stages, their flags, resuming, and what is refused before anything is trained."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -50,12 +54,38 @@ def test_both_stages_and_what_they_leave(command: Command, worlds, monkeypatch: 
     assert command("generate", "--model", "run2/model", "--steps", 1, "--views", 2, "--device", "cpu").code == 0
 
 
+PROGRAM = "import sys; from diorama.cli.main import main; sys.exit(main(sys.argv[1:]))"
+
+
+def test_an_interruption_ends_both_processes_in_one_line(worlds, tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(PROGRAM)
+    words = ("train", "rae3d", "--out", tmp_path / "run", *worlds, *RAE, *OFTEN, "--steps", 10**6, "--log-every", 10**6)
+    words = (sys.executable, script, *words, "--batch", 2, "--devices", 2, "--validate-every", 10**6)
+    streams = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen([*map(str, words)], start_new_session=True, **streams) as process:
+        try:
+            until = time.monotonic() + 100
+            while not (tmp_path / "run/checkpoint.pt").exists() and time.monotonic() < until:
+                time.sleep(0.1)
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+            out, err = process.communicate(timeout=60)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+                pytest.fail("a process was left")
+    assert process.returncode == 130, (out, err)
+    assert err == "diorama: interrupted\n"
+    assert out.count("stopped after step") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--size", "huge"), "--size huge: accepted are tiny,"),
         (("--steps", 0), "--steps 0: accepted is 1 or more"),
         (("--batch", 0), "--batch 0: accepted is 1 or more"),
+        (("--batch", 3, "--devices", 2), "--batch 3 over --devices 2: accepted is a multiple of 2"),
         (("--device", "abacus"), "device 'abacus': accepted here are"),
         (("--data", "gone"), "gone: found no meta.json"),
         (("--out", "mine"), "mine: a folder of something else"),
@@ -88,8 +118,7 @@ def test_every_field_of_the_config_is_a_flag(stage: str) -> None:
     from dataclasses import fields
     from importlib import import_module
 
-    program = "import sys; from diorama.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    words = [sys.executable, "-c", program, "train", stage, "--help"]
+    words = [sys.executable, "-c", PROGRAM, "train", stage, "--help"]
     result = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
     assert result.returncode == 0, result.stderr
     for field in fields(import_module(f"diorama.training.{stage}").Config):

@@ -1,5 +1,6 @@
 import json
 import math
+import pickle
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from diorama.training import trainer as module
-from diorama.training.trainer import Run, Trainer, learning_rate_share, matrix_optimizers, step_generator
+from diorama.training.trainer import Diverged, Run, Trainer, learning_rate_share, matrix_optimizers, step_generator
 
 
 @dataclass(frozen=True)
@@ -72,18 +73,37 @@ def made(run):
 
 SHARED = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_trainer import ToyRun, ToyStage
 from diorama.training.trainer import Trainer
 
-run = ToyRun(out=Path(sys.argv[2]), steps=4, batch=8, learning_rate=0.05, warmup=2, precision="32-true",
-             log_every=1, save_every=2, validate_every=4, device="cpu", devices=int(sys.argv[3]), noise=0.0)
-stage = ToyStage(run)
-trainer = Trainer(stage, run)
-trainer.train()
-(run.out / f"process {trainer.share.index} of {trainer.share.of}").write_text(repr(stage.weights()))
-"""
+out, devices = Path(sys.argv[2]), int(sys.argv[3])
+plain = ToyRun(out=out, steps=4, batch=8, learning_rate=0.05, warmup=2, precision="32-true",
+               log_every=1, save_every=2, validate_every=4, device="cpu", devices=devices, noise=0.0)
+
+def train(run, until=None):
+    stage = ToyStage(run)
+    trainer = Trainer(stage, run)
+    trainer.train(until)
+    (run.out / f"process {trainer.share.index} of {trainer.share.of}").write_text(repr(stage.weights()))
+    return trainer
+
+trainer = train(plain)
+if devices > 1:  # a run that draws noise, and the same in two parts
+    train(replace(plain, out=out / "whole", noise=0.1))
+    for until in (2, None):
+        train(replace(plain, out=out / "parts", noise=0.1), until)
+    stage = ToyStage(replace(plain, out=out / "spoiled"))
+    with Trainer(stage, stage.run) as trainer:  # leaves the group at its end
+        stage.spoiled = trainer.share.index == 1
+        try:
+            trainer.train()
+        except ValueError as error:
+            (out / f"message {trainer.share.index}").write_text(str(error))
+    assert not torch.distributed.is_initialized()
+""".replace("import sys", "import sys, torch", 1)
 
 
 def log(run):
@@ -146,6 +166,16 @@ def test_two_processes_train_as_one_and_only_the_first_writes(tmp_path):
     assert one.exists() and (tmp_path / "2/model/weights.safetensors").exists()
     lines = (tmp_path / "2/log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 4]
+    alone = [json.loads(line) for line in (tmp_path / "1/log.jsonl").read_text().splitlines()]
+    for one, mean in zip(alone, map(json.loads, lines), strict=True):
+        assert mean == pytest.approx(one, rel=1e-6, abs=2e-6)  # of both processes' halves, not of the first's
+    whole, parts = tmp_path / "2/whole", tmp_path / "2/parts"
+    assert (whole / "log.jsonl").read_text() == (parts / "log.jsonl").read_text()
+    ends = [torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (whole, parts)]
+    for name in ("modules", "optimizers", "ema"):
+        torch.testing.assert_close(ends[0][name], ends[1][name], rtol=0, atol=0)
+    for process in (0, 1):  # though only the second saw it
+        assert (tmp_path / f"2/message {process}").read_text() == "step 0: maker loss is nan; lower the learning rate"
 
 
 def test_processes_draw_their_own_noise():
@@ -163,6 +193,52 @@ def test_every_step_has_its_own_noise(run):
     for _ in range(3):
         trainer.train_step()
     assert len({float(noise.sum()) for noise in stage.noises}) == 3
+
+
+def test_lines_of_the_log_after_the_checkpoint_are_dropped(run):
+    """A crash leaves steps that no checkpoint holds, and perhaps half a line."""
+    made(run)[1].train(until=3)
+    before = log(run)
+    with (run.out / "log.jsonl").open("a") as file:
+        file.write('{"step": 4, "loss": 9.0}\n{"step": 4, "validation_number": 9.0}\n{"step": 5, "lo')
+    made(run)[1].train()
+    after = log(run)
+    assert after[:3] == before and [line["step"] for line in after] == [1, 2, 3, 4, 5, 6, 6]
+    assert all(line.get("loss") != 9.0 for line in after) and not (run.out / "log.part").exists()
+
+
+def test_a_log_without_a_checkpoint_begins_anew(run):
+    run.out.mkdir()
+    (run.out / "log.jsonl").write_text('{"step": 1, "loss": 9.0}\n')
+    made(run)[1].train(until=2)
+    assert [line["step"] for line in log(run)] == [1, 2] and log(run)[0]["loss"] != 9.0
+
+
+def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(run):
+    stage, trainer = made(run)
+    stage.maker.weight.register_hook(lambda gradient: gradient * math.inf)
+    before = stage.weights()
+    with pytest.raises(Diverged, match=r"^step 0: maker gradient is (nan|inf); lower the learning rate$"):
+        trainer.train_step()
+    assert all(torch.equal(a, b) for a, b in zip(stage.weights(), before, strict=True))
+
+
+def test_a_broken_checkpoint_is_refused_in_one_line(run):
+    made(run)[1].train(until=1)
+    whole = (run.out / "checkpoint.pt").read_bytes()
+    for content in (b"", whole[: len(whole) // 2], pickle.dumps([1], protocol=2)):
+        (run.out / "checkpoint.pt").write_bytes(content)
+        with pytest.raises(ValueError, match=r"^[^\n]*checkpoint\.pt: no readable checkpoint \([^\n]+$"):
+            made(run)
+
+
+def test_a_checkpoint_is_read_on_the_processor(run, monkeypatch):
+    """AdamW counts its steps there; a count on a GPU is waited for at every step."""
+    made(run)[1].train(until=1)
+    seen, load = [], torch.load
+    monkeypatch.setattr(module.torch, "load", lambda *a, **k: seen.append(k["map_location"]) or load(*a, **k))
+    made(run)
+    assert seen == ["cpu"]
 
 
 def test_stopping_early_does_not_change_the_schedule(run):

@@ -1,5 +1,8 @@
 """`diorama train STAGE`: every field of the stage's Config is a flag."""
 
+import logging
+import os
+import signal
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +22,9 @@ OF_A_RUN = ("checkpoint.pt", "log.jsonl", "tensorboard", "latents.safetensors", 
 
 def run(arguments: list[str]) -> int:
     """Train a stage, from where the folder left off if it did."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":  # started by the first process, which answers to Ctrl-C and ends it
+        for request in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(request, signal.SIG_IGN)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())
         return 0
@@ -32,17 +38,22 @@ def run(arguments: list[str]) -> int:
         module.Config, args=flags, prog=f"diorama train {name}", description=f"Train {STAGES[name][1]}.", config=CONFIG
     )
     _check(options, module.SIZES)
-    from diorama.training.trainer import Trainer
+    from diorama.training.trainer import Diverged, Trainer
 
-    trainer = Trainer(getattr(module, STAGES[name][0])(options), options)
-    leads = trainer.fabric.is_global_zero
-    if leads and trainer.step:
-        print(f"{options.out}: continues after step {trainer.step} of {options.steps}")
-    try:
-        trainer.train()
-    except KeyboardInterrupt:
-        print(f"stopped after step {trainer.step}; the same command continues from the last checkpoint")
-        raise
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # its greetings are not about what a user asked
+    with Trainer(getattr(module, STAGES[name][0])(options), options) as trainer:
+        leads = trainer.fabric.is_global_zero
+        if leads and trainer.step:
+            print(f"{options.out}: continues after step {trainer.step} of {options.steps}")
+        try:
+            trainer.train()
+        except KeyboardInterrupt:
+            print(f"stopped after step {trainer.step}; the same command continues from the last checkpoint")
+            raise
+        except Diverged:
+            if not leads:  # the first process says it
+                raise SystemExit(2) from None
+            raise
     if leads:
         print(f"{options.out}: {trainer.step} steps done, the model is in {options.out / 'model'}")
     return 0
@@ -59,6 +70,9 @@ def _check(options: Any, sizes: dict[str, Any]) -> None:
     for flag in ("steps", "batch", "devices", "log_every", "save_every", "validate_every"):
         if getattr(options, flag) < 1:
             raise ValueError(f"--{flag.replace('_', '-')} {getattr(options, flag)}: accepted is 1 or more")
+    if options.batch % options.devices:
+        found = f"--batch {options.batch} over --devices {options.devices}"
+        raise ValueError(f"{found}: accepted is a multiple of {options.devices}")
     pick_device(options.device)
     if hasattr(options, "autoencoder"):
         check_weights(RAE3D, options.autoencoder)

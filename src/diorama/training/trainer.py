@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import pickle
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
+import torch.distributed
 from diffusers.training_utils import EMAModel
 from jaxtyping import Float
 from lightning.fabric import Fabric
@@ -107,25 +110,50 @@ def step_generator(seed: int, step: int, stream: int, process: int = 0) -> torch
     return torch.Generator().manual_seed(((seed * 1_000_003 + step) * 7 + stream) * 4_099 + process)
 
 
+class Diverged(ValueError):
+    """A loss or gradient that is not finite, in whichever process; all of them raise it."""
+
+
 class Trainer:
-    """Runs a stage from where its folder left off to the end."""
+    """Runs a stage from where its folder left off to the end; as a context it also ends the processes it started."""
 
     def __init__(self, stage: Stage, run: Run) -> None:
         self.stage, self.run, self.step = stage, run, 0
         if run.batch % run.devices:
             found = f"a batch of {run.batch} over {run.devices} devices"
             raise ValueError(f"{found}: accepted is a multiple of {run.devices}")
+        self.checkpoint, self.log = run.out / "checkpoint.pt", run.out / "log.jsonl"
+        state = self._read() if self.checkpoint.exists() else None  # refused before other processes are started
         strategy = "ddp" if run.devices > 1 else "auto"
         self.fabric = Fabric(accelerator=run.device, strategy=strategy, devices=run.devices, precision=run.precision)  # type: ignore[arg-type]
-        self.fabric.launch()
+        try:
+            self.fabric.launch()
+        except BaseException as error:
+            self.__exit__(type(error))
+            raise
         self.share = Share(self.fabric.global_rank, self.fabric.world_size)
         for module in stage.modules.values():
             module.to(self.fabric.device)
         self.ema = EMAModel(self._parameters(), decay=run.ema, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
         self.ema.to(self.fabric.device)
-        self.checkpoint = run.out / "checkpoint.pt"
-        if self.checkpoint.exists():
-            self._restore()
+        if state is not None:
+            self._restore(state)
+
+    def __enter__(self) -> "Trainer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Leave the process group; after an error the first process ends the others, which may be waiting for it."""
+        started: list[subprocess.Popen] = getattr(self.fabric.strategy.launcher, "procs", [])
+        others = list(started)
+        if kind is not None:
+            started.clear()  # else Lightning's watch sees them end and kills this process too
+            for process in others:
+                process.kill()
+        elif torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        for process in others:
+            process.wait()
 
     def _parameters(self) -> list[nn.Parameter]:
         return [p for module in self.stage.modules.values() for p in module.parameters() if p.requires_grad]
@@ -135,20 +163,25 @@ class Trainer:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
         from torch.utils.tensorboard import SummaryWriter
 
-        self.run.out.mkdir(parents=True, exist_ok=True)
         end, leads = self.run.steps if until is None else min(until, self.run.steps), self.fabric.is_global_zero
+        if leads:
+            self.run.out.mkdir(parents=True, exist_ok=True)
+            self._forget()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        board = SummaryWriter(str(self.run.out / "tensorboard")) if leads else nullcontext()
+        board = SummaryWriter(str(self.run.out / "tensorboard"), purge_step=self.step + 1) if leads else nullcontext()
         with board, Progress(*columns, disable=not leads) as progress:
             task = progress.add_task("training", total=self.run.steps, completed=self.step)
             while self.step < end:
                 losses = self.train_step()
                 progress.update(task, completed=self.step, description=f"loss {losses['loss']:.4f}")
+                if self.step % self.run.log_every == 0:
+                    losses = self._mean(losses)
                 if leads:
                     self._keep(board, losses, end)
         if leads and self.step == self.run.steps:
             with self.averaged():
                 self.stage.save(self.run.out / "model")
+        self.fabric.barrier()  # what the first process wrote is there for all
 
     def _keep(self, board: Any, losses: dict[str, float], end: int) -> None:
         """What is due after this step: a line of the log, a validation, a checkpoint."""
@@ -168,14 +201,13 @@ class Trainer:
             phases = self.stage.phases(batch, step_generator(run.seed, self.step, 1, self.share.index))
             for name, losses in phases:
                 total = torch.stack([loss.float() for loss in losses.values()]).sum()
-                if not total.isfinite():
-                    raise ValueError(f"step {self.step}: {name} loss is {total.item()}; lower the learning rate")
                 self.fabric.backward(total)
                 optimizers = self.stage.optimizers[name]
                 groups = [group for optimizer in optimizers for group in optimizer.param_groups]
                 parameters = [p for group in groups for p in group["params"]]
-                self._average_gradients(parameters)
+                self._check(f"{name} loss", self._average_gradients(parameters, total.detach()))
                 norm = nn.utils.clip_grad_norm_(parameters, run.clip)
+                self._check(f"{name} gradient", norm)
                 for group in groups:
                     group["lr"] = share * group.setdefault("peak_lr", group["lr"])
                 for optimizer in optimizers:
@@ -188,13 +220,28 @@ class Trainer:
         self.step += 1
         return report | {"learning_rate": share * run.learning_rate}
 
-    def _average_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Every process gets the mean of all, in one message; stages call many methods of a model, which DDP's own
-        hooks do not follow."""
+    def _average_gradients(self, parameters: list[nn.Parameter], loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """Every process gets the mean of all, and of the loss, in one message: what is not finite in one is so in all.
+
+        Stages call many methods of a model, which DDP's own hooks do not follow.
+        """
+        if self.share.of == 1:
+            return loss
         gradients = [p.grad for p in parameters if p.grad is not None]
-        if self.share.of > 1:
-            mean = self.fabric.all_reduce(nn.utils.parameters_to_vector(gradients), reduce_op="mean")
-            nn.utils.vector_to_parameters(mean, gradients)  # type: ignore[arg-type]
+        mean = self.fabric.all_reduce(nn.utils.parameters_to_vector([*gradients, loss]), reduce_op="mean")
+        nn.utils.vector_to_parameters(mean[:-1], gradients)  # type: ignore[arg-type]
+        return mean[-1]  # type: ignore[index]
+
+    def _check(self, what: str, value: Float[Tensor, ""]) -> None:
+        if not value.isfinite():
+            raise Diverged(f"step {self.step}: {what} is {value.item()}; lower the learning rate")
+
+    def _mean(self, values: dict[str, float]) -> dict[str, float]:
+        """The numbers' means over all processes."""
+        if self.share.of == 1:
+            return values
+        mean = self.fabric.all_reduce(torch.tensor(list(values.values()), device=self.fabric.device), reduce_op="mean")
+        return dict(zip(values, mean.tolist(), strict=True))  # type: ignore[union-attr]
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -206,8 +253,17 @@ class Trainer:
         finally:
             self.ema.restore(self._parameters())
 
+    def _forget(self) -> None:
+        """Drop what was logged after the checkpoint, whose steps come again, and a line that a crash cut short."""
+        if not self.log.exists():
+            return
+        lines = self.log.read_text().splitlines(keepends=True)
+        draft = self.log.with_suffix(".part")
+        draft.write_text("".join(x for x in lines if x.endswith("}\n") and json.loads(x)["step"] <= self.step))
+        os.replace(draft, self.log)
+
     def _log(self, board: Any, values: dict[str, float]) -> None:
-        with (self.run.out / "log.jsonl").open("a") as log:
+        with self.log.open("a") as log:
             log.write(json.dumps({"step": self.step, **{key: round(value, 6) for key, value in values.items()}}) + "\n")
         for key, value in values.items():
             board.add_scalar(key, value, self.step)
@@ -235,12 +291,16 @@ class Trainer:
         torch.save(state, temporary)
         os.replace(temporary, self.checkpoint)
 
-    def _restore(self) -> None:
-        state = torch.load(self.checkpoint, map_location=self.fabric.device, weights_only=True)
-        if state.get("version") != CHECKPOINT_VERSION:
-            raise ValueError(
-                f"{self.checkpoint}: checkpoint version {state.get('version')}, accepted is {CHECKPOINT_VERSION}"
-            )
+    def _read(self) -> dict[str, Any]:
+        """The checkpoint; ValueError if it is no such file, of another version or made with other settings."""
+        try:  # to the CPU, where AdamW keeps its count of steps; the rest is moved as it is loaded
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            version = state.get("version")
+        except (RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
+            found = str(error).partition("\n")[0]
+            raise ValueError(f"{self.checkpoint}: no readable checkpoint ({found}); accepted is a run's own") from None
+        if version != CHECKPOINT_VERSION:
+            raise ValueError(f"{self.checkpoint}: checkpoint version {version}, accepted is {CHECKPOINT_VERSION}")
         changed = {
             key: (state["run"].get(key), str(value))
             for key, value in asdict(self.run).items()
@@ -250,12 +310,16 @@ class Trainer:
         if changed:
             settings = ", ".join(f"{key} was {old}, is {new}" for key, (old, new) in changed.items())
             raise ValueError(f"{self.checkpoint}: made with other settings ({settings}); use them or another --out")
+        return state
+
+    def _restore(self, state: dict[str, Any]) -> None:
         for name, module in self.stage.modules.items():
             module.load_state_dict(state["modules"][name])
         for name, optimizers in self.stage.optimizers.items():
             for optimizer, saved in zip(optimizers, state["optimizers"][name], strict=True):
                 optimizer.load_state_dict(saved)
         self.ema.load_state_dict(state["ema"])
+        self.ema.to(self.fabric.device)
         self.step = state["step"]
 
 
