@@ -1,13 +1,18 @@
 """Stage 2: the denoiser DiT3D on the latents of a frozen RAE3D, conditioned on some of the same views."""
 
+import hashlib
+import json
+import os
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from jaxtyping import Bool, Float
 from rich.progress import track
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -67,9 +72,20 @@ class Latents:
     @classmethod
     @torch.no_grad()
     def encoded(cls, file: Path, model: RAE3D, cache: WorldsCache, config: Config) -> "Latents":
-        """Read them from `file`, or encode the cache's scenes and write it."""
-        if file.exists():
-            return cls(**load_file(file))
+        """Read them from `file`, or encode the cache's scenes and write it; of several processes only the first does.
+
+        Raises ValueError if the file was made with other settings, another autoencoder or other data. One that does
+        not say what it was made of is made again.
+        """
+        made_of = _fingerprint(model, cache, config)
+        while not _made_of(file, made_of):
+            if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0:
+                return cls._made(file, made_of, model, cache, config)
+            time.sleep(0.1)
+        return cls(**load_file(file))
+
+    @classmethod
+    def _made(cls, file: Path, made_of: dict[str, str], model: RAE3D, cache: WorldsCache, config: Config) -> "Latents":
         parts: dict[str, list[Tensor]] = {"data": [], "known": [], "blind": []}
         scenes = torch.arange(len(cache)).repeat(config.samples)
         for number, part in enumerate(track(scenes.split(16), description="encoding latents", transient=True)):
@@ -90,9 +106,37 @@ class Latents:
             parts["blind"].append(made[-1])
         tensors = {name: torch.cat(values) for name, values in parts.items()}
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, file.with_suffix(".part"))
+        save_file(tensors, file.with_suffix(".part"), made_of)
         file.with_suffix(".part").replace(file)
         return cls(**tensors)
+
+
+def _fingerprint(model: RAE3D, cache: WorldsCache, config: Config) -> dict[str, str]:
+    """Everything that latents depend on, by a name that a user knows."""
+    architecture = {name: value for name, value in dict(model.config).items() if not name.startswith("_")}
+    weights = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
+    for name, parameter in sorted(model.named_parameters()):  # and no buffers: encoding does not use the statistics
+        weights.update(name.encode() + parameter.detach().float().cpu().numpy().tobytes())
+    names = ("version", "views", "height", "width", "samples", "seeds")
+    data = hashlib.sha256(json.dumps([cache.meta[name] for name in names]).encode())
+    settings = {name: asdict(config)[name] for name in ("seed", "encoder_views", "visible", "samples", "conditions")}
+    found = {name: json.dumps(value) for name, value in settings.items()}
+    return found | {"autoencoder": weights.hexdigest()[:16], "data": data.hexdigest()[:16]}
+
+
+def _made_of(file: Path, wanted: dict[str, str]) -> bool:
+    """Whether the file is there and says what it was made of; ValueError if that is something else than wanted."""
+    if not file.exists():
+        return False
+    try:
+        with safe_open(file, "pt") as stored:
+            found = stored.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{file}: not a readable safetensors file ({error}); remove it to encode again") from None
+    odd = [f"{name} was {found[name]}, is {value}" for name, value in wanted.items() if found.get(name, value) != value]
+    if odd:
+        raise ValueError(f"{file}: made with other settings ({', '.join(odd)}); use them or another --out")
+    return found.keys() >= wanted.keys()
 
 
 def _subset(cache: WorldsCache, scenes: Tensor, views: int, generator: torch.Generator) -> Views:
@@ -119,10 +163,15 @@ class DiT3DStage:
         self.autoencoder = RAE3D.from_pretrained(config.autoencoder).eval().requires_grad_(False)
         nn.Module.to(self.autoencoder, device)
         self.data, self.held_out = WorldsCache(config.data), WorldsCache(config.validation)
+        for folder, cache in ((config.data, self.data), (config.validation, self.held_out)):
+            if not 2 <= config.encoder_views <= cache.views:
+                found = f"encoder_views of {config.encoder_views} with scenes of {cache.views} views"
+                raise ValueError(f"{folder}: {found}; accepted are 2 to {cache.views}")
         self.latents = Latents.encoded(config.out / "latents.safetensors", self.autoencoder, self.data, config)
         values = self.latents.data.float()
         self.autoencoder.latent_mean.copy_(values.mean(0))
-        self.autoencoder.latent_std.copy_(values.std(0).clamp(min=1e-3))
+        std = values.std(0) if len(values) > 1 else torch.ones_like(values[0])  # one sample has no deviation
+        self.autoencoder.latent_std.copy_(std.clamp(min=1e-3))
         tokens, channels = values.shape[1:]
         self.shift = dimension_shift(tokens, channels)
         torch.manual_seed(config.seed)
@@ -174,7 +223,7 @@ class DiT3DStage:
         every = torch.linspace(0, self.held_out.views - 1, self.config.encoder_views).round().long()
         views = self.held_out.batch(torch.arange(count), every.expand(count, -1))
         pipeline = self.pipeline()
-        items = [_scene(views, row) for row in range(count)]
+        items = views.apart()
         paths: list[Cameras] = [item.cameras for item in items]  # type: ignore[misc]
         made = pipeline.generate([Condition(item[:1], (0,)) for item in items], paths, steps=20)
         plain = pipeline.reconstruct([item[:1] for item in items], paths)
@@ -191,12 +240,3 @@ class DiT3DStage:
     def save(self, folder: Path) -> None:
         """Write the pipeline: autoencoder with its statistics, denoiser and schedule."""
         self.pipeline().save_pretrained(folder)
-
-
-def _scene(views: Views, row: int) -> Views:
-    cameras = views.cameras
-    assert cameras is not None
-    return Views(
-        views.images[row],
-        type(cameras)(cameras.camera_to_world[row], cameras.intrinsics[row], cameras.height, cameras.width),
-    )
