@@ -91,10 +91,10 @@ def test_the_percentage_is_of_the_diagonal_of_the_truth_and_ignores_the_unit() -
     true = normal(0, 500, 3)
     predicted = true + 0.2 * normal(1, 500, 3)
     one, ten = (cloud_errors(predicted, unit * true, everywhere(true), voxel=None) for unit in (1.0, 10.0))
-    assert ten.chamfer == pytest.approx(10 * one.chamfer) and ten.percent == pytest.approx(one.percent)
+    assert ten.chamfer == pytest.approx(10 * one.chamfer) and ten.chamfer_percent == pytest.approx(one.chamfer_percent)
     assert one.chamfer == (one.accuracy + one.completeness) / 2
     diagonal = math.dist(true.amin(0).tolist(), true.amax(0).tolist())
-    assert one.percent == pytest.approx(100 * one.chamfer / diagonal)
+    assert one.chamfer_percent == pytest.approx(100 * one.chamfer / diagonal)
 
 
 def test_only_valid_pixels_count_and_completeness_asks_for_views_that_were_not_given() -> None:

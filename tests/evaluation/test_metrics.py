@@ -1,6 +1,8 @@
 """Metrics against closed forms and independent implementations."""
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +12,11 @@ from hypothesis import strategies as st
 from scipy.ndimage import correlate1d
 
 from diorama.evaluation.metrics import (
+    METRICS,
+    better,
     constant_depth_abs_rel,
     depth_abs_rel,
+    depth_delta,
     gradient_correlation,
     gradient_energy,
     paired_bootstrap,
@@ -123,6 +128,51 @@ def test_depth_abs_rel_says_what_it_accepts_and_is_nan_where_nothing_is_valid() 
     assert constant_depth_abs_rel(true, nothing).isnan().all()
     with pytest.raises(ValueError, match=r"alignment 'mean'.*'median'"):
         depth_abs_rel(true, true, ~nothing, alignment="mean")
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 1000), power=st.sampled_from([1, 2, 3]))
+def test_depth_delta_is_the_share_of_pixels_within_the_ratio(seed: int, power: int) -> None:
+    true = torch.exp(2 * pictures(2, seed=seed)[:, 0])
+    predicted = true * torch.exp(pictures(2, seed=seed)[:, 1] - 0.5) ** power
+    mask = pictures(2, seed=seed)[:, 2] > 0.3
+    ratio = np.maximum(predicted.numpy() / true.numpy(), true.numpy() / predicted.numpy())
+    expected = [float((ratio[i][mask[i].numpy()] < 1.25**power).mean()) for i in range(2)]
+    assert 0.2 < min(expected) <= max(expected) < 0.8
+    assert depth_delta(predicted, true, mask, power=power).tolist() == pytest.approx(expected, abs=1e-6)
+    # Swapping prediction and truth changes nothing, nor does a common factor; uniform logarithms have a closed form.
+    torch.testing.assert_close(
+        depth_delta(3 * true, 3 * predicted, mask, power=power), depth_delta(predicted, true, mask, power=power)
+    )
+    everywhere = torch.ones_like(mask)
+    closed = 2 * math.log(1.25)
+    assert depth_delta(predicted, true, everywhere, power=power).mean().item() == pytest.approx(closed, abs=0.06)
+
+
+def test_depth_delta_misses_what_is_no_depth_and_can_be_aligned() -> None:
+    true = 1 + pictures(4)[:, 0]
+    mask = torch.ones_like(true, dtype=torch.bool)
+    wrong = torch.stack([-true[0], 0 * true[1], torch.full_like(true[2], torch.nan), true[3]])
+    assert depth_delta(wrong, true, mask, power=3).tolist() == [0, 0, 0, 1]
+    assert depth_delta(5 * true, true, mask, power=3).tolist() == [0, 0, 0, 0]
+    assert depth_delta(5 * true, true, mask, alignment="median").tolist() == [1, 1, 1, 1]
+    assert depth_delta(true, true, ~mask).isnan().all()
+    with pytest.raises(ValueError, match=r"alignment 'mean'.*'median'"):
+        depth_delta(true, true, mask, alignment="mean")
+
+
+def test_every_metric_says_which_direction_is_better() -> None:
+    assert set(METRICS.values()) == {"higher", "lower"}
+    assert all(better(name) == direction for name, direction in METRICS.items())
+    assert [better(name) for name in ("lpips_vgg", "fd_worlds64", "abs_rel_median_aligned")] == ["lower"] * 3
+    assert [better(name) for name in ("auc_30", "ate_r_rot_avg", "delta_1")] == ["higher", "lower", "higher"]
+    page = (Path(__file__).parents[2] / "docs/evaluation.md").read_text()
+    assert [
+        name for name in METRICS if not re.search(rf"^\| .*`{name}(_[A-Z]+)?`.* \| {better(name)} \|", page, re.M)
+    ] == []
+    for name in ("psn", "psnrs", "fid", "delta", ""):
+        with pytest.raises(ValueError, match=f"metric '{name}': accepted are psnr, "):
+            better(name)
 
 
 @settings(deadline=None, max_examples=30)

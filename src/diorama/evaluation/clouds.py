@@ -25,7 +25,7 @@ class CloudErrors(NamedTuple):
     accuracy: float  # mean distance from a predicted point to the nearest true one, scene units of the truth
     completeness: float  # mean distance from a true point to the nearest predicted one, scene units of the truth
     chamfer: float  # mean of the two, scene units of the truth
-    percent: float  # chamfer in percent of the diagonal of the true points' bounding box
+    chamfer_percent: float  # chamfer in percent of the diagonal of the true points' bounding box
 
 
 def cloud_errors(

@@ -1,6 +1,11 @@
-"""Numbers that compare predicted images and depths with true ones; every one per image, never pooled."""
+"""Numbers that compare predicted images and depths with true ones; every one per image, never pooled.
 
-from typing import NamedTuple
+Average over the views of a scene first, then over scenes, then over data sets: the PSNR of a mean error is not the
+mean PSNR. Leave known views out or cap them, since equal pictures have an infinite PSNR. NaN means that nothing could
+be measured: count and report it.
+"""
+
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +14,46 @@ from torch import Tensor
 
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 SSIM_WINDOW, SSIM_SIGMA, SSIM_K1, SSIM_K2 = 11, 1.5, 0.01, 0.03
+DELTA = 1.25  # ratio of depths
+Better = Literal["higher", "lower"]
+# Every number that an evaluation reports. A longer name, `lpips_vgg` or `ate_r_rot_avg`, says how it was measured.
+METRICS: dict[str, Better] = {
+    "psnr": "higher",
+    "ssim": "higher",
+    "gradient_correlation": "higher",
+    "lpips": "lower",
+    "fd": "lower",
+    "kd": "lower",
+    "abs_rel": "lower",
+    "delta_1": "higher",
+    "delta_2": "higher",
+    "delta_3": "higher",
+    "ate_r": "lower",
+    "ate_t": "lower",
+    "rra": "higher",
+    "rta": "higher",
+    "auc": "higher",
+    "accuracy": "lower",
+    "completeness": "lower",
+    "chamfer": "lower",
+    "chamfer_percent": "lower",
+    "consistency_psnr": "higher",
+    "consistency_share": "higher",
+    "seconds_per_16_views": "lower",
+    "peak_memory_mib": "lower",
+}
+
+
+def better(name: str) -> Better:
+    """Whether higher or lower is better: that of the longest entry of METRICS that `name` is or goes on from with "_".
+
+    Raises ValueError for a name that no entry begins.
+    """
+    parts = name.split("_")
+    for count in range(len(parts), 0, -1):
+        if found := METRICS.get("_".join(parts[:count])):
+            return found
+    raise ValueError(f"metric {name!r}: accepted are {', '.join(METRICS)} and these with more after an underscore")
 
 
 class Interval(NamedTuple):
@@ -22,7 +67,7 @@ class Interval(NamedTuple):
 def psnr(
     predicted: Float[Tensor, "*batch 3 height width"], true: Float[Tensor, "*batch 3 height width"]
 ) -> Float[Tensor, "*batch"]:
-    """Peak signal-to-noise ratio in dB of images clamped to [0, 1]; infinite where they are equal."""
+    """Peak signal-to-noise ratio in dB of images clamped to [0, 1]; infinite where they are equal; higher is better."""
     return -10 * (predicted.clamp(0, 1) - true.clamp(0, 1)).square().mean((-1, -2, -3)).log10()
 
 
@@ -86,17 +131,46 @@ def depth_abs_rel(
     *,
     alignment: str = "none",
 ) -> Float[Tensor, "*batch"]:
-    """Mean of |predicted - true| / true over valid pixels, per view; NaN for a view with none.
+    """Mean of |predicted - true| / true over valid pixels, per view; NaN for a view with none; lower is better.
 
     `alignment` is "none" or "median" (predictions scaled so that the two medians agree, per view).
     """
-    if alignment not in ("none", "median"):
-        raise ValueError(f"alignment {alignment!r}: accepted are 'none' and 'median'")
-    if alignment == "median":
-        medians = [torch.where(mask, depth, torch.nan).flatten(-2).nanmedian(-1).values for depth in (true, predicted)]
-        predicted = predicted * (medians[0] / medians[1])[..., None, None]
+    predicted = _aligned(predicted, true, mask, alignment)
     error = torch.where(mask, (predicted - true).abs() / true, 0.0)
     return error.sum((-1, -2)) / mask.sum((-1, -2))
+
+
+def depth_delta(
+    predicted: Float[Tensor, "*batch height width"],
+    true: Float[Tensor, "*batch height width"],
+    mask: Bool[Tensor, "*batch height width"],
+    *,
+    power: int = 1,
+    alignment: str = "none",
+) -> Float[Tensor, "*batch"]:
+    """Share of valid pixels with max(predicted / true, true / predicted) < 1.25 ** power, per view; higher is better.
+
+    Powers 1, 2 and 3 are reported as delta_1, delta_2 and delta_3; alignment as in `depth_abs_rel`. A depth that is not
+    positive or not a number misses; NaN for a view without a valid pixel.
+    """
+    ratio = _aligned(predicted, true, mask, alignment) / true
+    near = (ratio < DELTA**power) & (ratio > DELTA**-power)
+    return (near & mask).sum((-1, -2)) / mask.sum((-1, -2))
+
+
+def _aligned(
+    predicted: Float[Tensor, "*batch height width"],
+    true: Float[Tensor, "*batch height width"],
+    mask: Bool[Tensor, "*batch height width"],
+    alignment: str,
+) -> Float[Tensor, "*batch height width"]:
+    """Predicted depth, scaled view by view to the true median where `alignment` is "median"."""
+    if alignment not in ("none", "median"):
+        raise ValueError(f"alignment {alignment!r}: accepted are 'none' and 'median'")
+    if alignment == "none":
+        return predicted
+    medians = [torch.where(mask, depth, torch.nan).flatten(-2).nanmedian(-1).values for depth in (true, predicted)]
+    return predicted * (medians[0] / medians[1])[..., None, None]
 
 
 def constant_depth_abs_rel(
