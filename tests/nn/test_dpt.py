@@ -2,7 +2,7 @@ import pytest
 import torch
 from tests.miniature import lively
 
-from diorama.nn.dpt import DPTHead
+from diorama.nn.dpt import DPTHead, ResidualUnit
 
 
 @pytest.mark.parametrize(("grid", "size"), [((3, 5), (24, 40)), ((1, 1), (8, 8)), ((4, 2), (56, 28))])
@@ -27,3 +27,15 @@ def test_what_is_up_in_the_grid_is_up_in_the_map():
     other[:, :8] = torch.randn(1, 8, 12)  # the top row of an 8 x 8 grid
     change = (head([other] * 4, (8, 8), (64, 64)) - head([x] * 4, (8, 8), (64, 64)))[0, 0].abs()
     assert change[:8].mean() > 3 * change[-8:].mean()
+
+
+@torch.no_grad()
+def test_the_skip_is_the_identity_or_vggts_rectified_one():
+    """The embedded weights were trained with the first, the published ones of VGGT with the second."""
+    plain, vggt = lively(ResidualUnit(4)), lively(ResidualUnit(4, vggt=True))
+    x = torch.randn(2, 4, 5, 6)
+    torch.testing.assert_close(plain(x) - vggt(x), x.clamp(max=0))
+    for unit in (plain, vggt):
+        unit.conv2.weight.zero_()
+        unit.conv2.bias.zero_()
+    assert torch.equal(plain(x), x) and torch.equal(vggt(x), x.relu())
