@@ -5,6 +5,7 @@
 
 The reference casts every sample of every pixel, and every shadow ray, against every solid in turn; the rest of its
 work, the shading, is the same code. The table also says how far its pictures and distances are from the fast ones.
+Rates are given per second by the wall and, on a CPU, per second of CPU time, which a busy machine disturbs less.
 """
 
 import json
@@ -47,42 +48,75 @@ def plainly(solids: raycast.Solids, rays: raycast.Bundle, shadow: bool = False) 
     return raycast.cast_plainly(solids, rays)
 
 
-def timed(worlds: list[World], cameras: Cameras, samples: int) -> tuple[Views, float]:
+@dataclass
+class Clock:
+    """Seconds by the wall and of this process's CPU; the latter hardly change while other programs take turns."""
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def now(cls) -> "Clock":
+        return cls(time.perf_counter(), time.process_time())
+
+    def since(self) -> "Clock":
+        now = self.now()
+        return Clock(now.wall - self.wall, now.cpu - self.cpu)
+
+
+def timed(worlds: list[World], cameras: Cameras, samples: int) -> tuple[Views, Clock]:
     """A rendering and the seconds it took."""
     if cameras.camera_to_world.is_cuda:
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = Clock.now()
     views = render_batch(worlds, cameras, samples=samples)
     if cameras.camera_to_world.is_cuda:
         torch.cuda.synchronize()
-    return views, time.perf_counter() - start
+    return views, start.since()
+
+
+def measured(config: Config) -> dict[str, float]:
+    """All numbers of the table by name."""
+    torch.set_num_threads(config.threads)
+    world(0).path(config.views, config.size, config.size)  # the first one also draws the textures
+    start = Clock.now()
+    worlds = [world(seed) for seed in range(config.worlds)]
+    built, start = start.since(), Clock.now()
+    paths = [w.path(config.views, config.size, config.size) for w in worlds]
+    drawn = start.since()
+    poses, intrinsics = (torch.stack([getattr(p, n) for p in paths]) for n in ("camera_to_world", "intrinsics"))
+    cameras = Cameras(poses, intrinsics, config.size, config.size).to(config.device)
+    some = config.reference_worlds
+    timed(worlds[:some], _first(cameras, some), config.samples)
+    fast, seconds = timed(worlds, cameras, config.samples)
+    _, same = timed(worlds[:some], _first(cameras, some), config.samples)
+    # a contrast below zero marks every pixel as an edge, so that every pixel gets all its samples
+    with mock.patch.object(shading, "cast", plainly), mock.patch.object(shading, "CONTRAST", -1.0):
+        plain, slow = timed(worlds[:some], _first(cameras, some), config.samples)
+    many, few = config.worlds * config.views, some * config.views
+    numbers = {
+        "views_per_second": many / seconds.wall,
+        "plain_views_per_second": few / slow.wall,
+        "milliseconds_per_world": 1e3 * built.wall / config.worlds,
+        "milliseconds_per_path": 1e3 * drawn.wall / config.worlds,
+        "image_difference": float((fast.images[:some] - plain.images).abs().mean()),
+        "depth_difference": float((fast.depth[:some] / plain.depth - 1).abs().max()),
+        "speedup": slow.wall / same.wall,
+    }
+    if config.device == "cpu":
+        numbers |= {
+            "views_per_cpu_second": many / seconds.cpu,
+            "plain_views_per_cpu_second": few / slow.cpu,
+            "cpu_milliseconds_per_world": 1e3 * built.cpu / config.worlds,
+            "cpu_milliseconds_per_path": 1e3 * drawn.cpu / config.worlds,
+            "cpu_speedup": slow.cpu / same.cpu,
+        }
+    return numbers
 
 
 def main(config: Config) -> None:
     """Measure, print the table and write the numbers."""
-    torch.set_num_threads(config.threads)
-    start = time.perf_counter()
-    worlds = [world(seed) for seed in range(config.worlds)]
-    built = time.perf_counter()
-    paths = [w.path(config.views, config.size, config.size) for w in worlds]
-    drawn = time.perf_counter()
-    poses, intrinsics = (torch.stack([getattr(p, n) for p in paths]) for n in ("camera_to_world", "intrinsics"))
-    cameras = Cameras(poses, intrinsics, config.size, config.size).to(config.device)
-    timed(worlds[:1], _first(cameras, 1), config.samples)
-    fast, seconds = timed(worlds, cameras, config.samples)
-    some = config.reference_worlds
-    # a contrast below zero marks every pixel as an edge, so that every pixel gets all its samples
-    with mock.patch.object(shading, "cast", plainly), mock.patch.object(shading, "CONTRAST", -1.0):
-        plain, slow = timed(worlds[:some], _first(cameras, some), config.samples)
-    numbers = {
-        "views_per_second": config.worlds * config.views / seconds,
-        "plain_views_per_second": some * config.views / slow,
-        "milliseconds_per_world": 1e3 * (built - start) / config.worlds,
-        "milliseconds_per_path": 1e3 * (drawn - built) / config.worlds,
-        "image_difference": float((fast.images[:some] - plain.images).abs().mean()),
-        "depth_difference": float((fast.depth[:some] / plain.depth - 1).abs().max()),
-    }
-    numbers["speedup"] = numbers["views_per_second"] / numbers["plain_views_per_second"]
+    numbers = measured(config)
     for name, value in numbers.items():
         print(f"{name:>26} {value:10.5f}" if value < 0.01 else f"{name:>26} {value:10.2f}")
     settings = {k: v for k, v in vars(config).items() if k != "out"}

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from diorama.data.worlds import World
 
 MOVES = {"orbit": 0.55, "dolly": 0.1, "truck": 0.15, "handheld": 0.2}  # shares
-TRIES, PROBES, GOOD, PASSABLE = 4, 5, 0.03, 0.3
+TRIES, GOOD, PASSABLE = 4, 0.03, 0.3
 CENTERS, INSIDE = 25, 10.0  # places of a path that must be free, and what one that is not weighs
+PROBE = 6  # every how many of these places a view is tried
 
 
 def choose_path(world: "World", views: int, height: int, width: int, kind: str | None = None) -> Cameras:
@@ -31,11 +32,15 @@ def choose_path(world: "World", views: int, height: int, width: int, kind: str |
     for attempt in range(24):
         ease = 0.94 ** max(0, attempt - 5)  # tight places get shorter paths
         curves = [_draw(world, rng, move, ease) for _ in range(TRIES)]
-        probes = torch.stack([_poses(curve, PROBES) for curve in curves])
-        centers = torch.stack([_poses(curve, CENTERS)[:, :3, 3] for curve in curves])
-        inside = _crowding(solids, centers, world.limits)
-        faults = _faults(world, solids, Cameras.from_fov(fov, *_small(height, width), probes), inside)
-        first = next((i for i, f in enumerate(faults) if f <= GOOD), int(np.argmin(faults)))
+        poses = torch.stack([_poses(curve, CENTERS) for curve in curves])
+        inside = _crowding(solids, poses[..., :3, 3], world.limits)
+        # a path that is worse than the best one whatever it sees need not be looked at
+        hopeful = (inside * INSIDE <= least).nonzero()[:, 0]
+        faults = np.full(TRIES, np.inf)
+        if len(hopeful):
+            probes = Cameras.from_fov(fov, *_small(height, width), poses[hopeful, ::PROBE])
+            faults[hopeful.numpy()] = _faults(world, solids, probes, inside[hopeful])
+        first = int(np.argmax(faults <= GOOD) if (faults <= GOOD).any() else np.argmin(faults))
         if faults[first] < least:
             best, least = curves[first], faults[first]
         if least <= GOOD or (attempt >= 15 and least < PASSABLE):
@@ -81,7 +86,7 @@ def _poses(curve: dict, views: int) -> Float[Tensor, "view 4 4"]:
     eye, target = curve["eye"], curve["target"]
     ahead = target - eye
     distance = np.linalg.norm(ahead)
-    side = np.cross(ahead / distance, (0, 1, 0))
+    side = _cross(ahead / distance, np.array([0, 1, 0]))
     up = np.array([0, 1, 0])
     look = target + 0 * s
     if curve["move"] == "orbit":
@@ -113,12 +118,18 @@ def _poses(curve: dict, views: int) -> Float[Tensor, "view 4 4"]:
     return torch.from_numpy(_look_at(at, look, roll)).float()
 
 
+def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The cross product of 3-vectors; numpy's own spends most of its time on other shapes."""
+    (x, y, z), (u, v, w) = a.T, b.T
+    return np.stack([y * w - z * v, z * u - x * w, x * v - y * u], -1)
+
+
 def _look_at(eye: np.ndarray, target: np.ndarray, roll: np.ndarray) -> np.ndarray:
     forward = target - eye
     forward /= np.linalg.norm(forward, axis=1, keepdims=True)
-    right = np.cross(forward, (0, 1, 0))
+    right = _cross(forward, np.array([0, 1, 0]))
     right /= np.linalg.norm(right, axis=1, keepdims=True)
-    down = np.cross(forward, right)
+    down = _cross(forward, right)
     c, s = np.cos(roll)[:, None], np.sin(roll)[:, None]
     poses = np.tile(np.eye(4), (len(eye), 1, 1))
     poses[:, :3, :3] = np.stack([c * right + s * down, c * down - s * right, forward], 2)

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from diorama.data.raycast import FAR, Bundle, Solids, cast, surface, trimmed
+from diorama.data.raycast import FAR, Bundle, Solids, Surface, cast, surface, trimmed
 from diorama.data.textures import Atlas, albedo, atlas, look_up
 from diorama.geometry.cameras import Cameras
 
@@ -79,7 +79,7 @@ def exposed(stage: Stage, eyes: Float[Tensor, "eye 3"]) -> Air:
     color, distance = _shade(
         stage, Bundle(eyes, torch.zeros(len(eyes), dtype=torch.long), index, direction), torch.full((len(index),), 0.1)
     )
-    light = color.mean(-1)[distance < FAR].clamp(0.01, 2).log().mean().exp()
+    light = color.mean(0)[distance < FAR].clamp(0.01, 2).log().mean().exp()
     return replace(stage.air, exposure=(0.17 / light).pow(0.65).clamp(0.5, 3).reshape(1))
 
 
@@ -102,7 +102,7 @@ def render_worlds(
         images.append(image)
         distances.append(distance)
     shape = (count, views, cameras.height, cameras.width)
-    return torch.cat(images).reshape(*shape, 3).movedim(-1, 2).contiguous(), torch.cat(distances).reshape(shape)
+    return torch.cat(images, 1).reshape(3, *shape).movedim(0, 2).contiguous(), torch.cat(distances).reshape(shape)
 
 
 def _directions(pose: Tensor, intrinsics: Tensor, x: Tensor, y: Tensor) -> Float[Tensor, "3 ray group"]:
@@ -130,26 +130,26 @@ def _render(
         image,
         _directions(pose[image], intrinsics[image], x.repeat(again) + 0.5, y.repeat(again) + 0.5),
     )
-    angle = 1 / intrinsics[image, 0, 0]
-    color, distance = _shade(stage, rays, angle)
-    color = _tone(color * stage.air.exposure[rays.world, None])
-    color, distance = (_untile(a, len(world), rows, columns)[:, :height, :width] for a in (color, distance[..., None]))
-    color, distance = color.contiguous(), distance[..., 0].contiguous()
-    if samples > 1:
-        view, py, px = _edges(color).nonzero().unbind(1)
-        if len(view):
-            offsets = _offsets(samples, device)
-            sx, sy = px + offsets[:, 0, None], py + offsets[:, 1, None]
-            rays = Bundle(pose[:, :3, 3], world, view, _directions(pose[view], intrinsics[view], sx, sy))
-            fine, _ = _shade(stage, rays, 1 / intrinsics[view, 0, 0] / samples**0.5)
-            fine = _tone(fine * stage.air.exposure[world[view], None]).sum(0)
-            color[view, py, px] = (fine + color[view, py, px]) / samples
+    color, distance = _shade(stage, rays, 1 / intrinsics[image, 0, 0])
+    color = _tone(color * _of(stage.air.exposure, rays.world))
+    color, distance = (_untile(a, len(world), rows, columns)[..., :height, :width] for a in (color, distance[None]))
+    color, distance = color.contiguous(), distance[0].contiguous()
+    edge = _edges(color).flatten().nonzero()[:, 0] if samples > 1 else []
+    if len(edge):
+        view, pixel = edge // (height * width), edge % (height * width)
+        offsets = _offsets(samples, device)
+        sx, sy = pixel % width + offsets[:, 0, None], pixel // width + offsets[:, 1, None]
+        rays = Bundle(pose[:, :3, 3], world, view, _directions(pose[view], intrinsics[view], sx, sy))
+        fine, _ = _shade(stage, rays, 1 / intrinsics[view, 0, 0] / samples**0.5)
+        fine = _tone(fine * _of(stage.air.exposure, rays.world)).sum(1)
+        flat = color.view(3, -1)
+        flat.index_copy_(1, edge, (fine + flat.index_select(1, edge)) / samples)
     return color, distance
 
 
-def _untile(a: Tensor, images: int, rows: int, columns: int) -> Tensor:
-    a = a.reshape(TILE, TILE, images, rows, columns, -1).permute(2, 3, 0, 4, 1, 5)
-    return a.reshape(images, rows * TILE, columns * TILE, -1)
+def _untile(a: Float[Tensor, "channel ray group"], images: int, rows: int, columns: int) -> Tensor:
+    a = a.reshape(-1, TILE, TILE, images, rows, columns).permute(0, 3, 4, 1, 5, 2)
+    return a.reshape(-1, images, rows * TILE, columns * TILE)
 
 
 def _offsets(samples: int, device) -> Float[Tensor, "sample 2"]:
@@ -158,12 +158,12 @@ def _offsets(samples: int, device) -> Float[Tensor, "sample 2"]:
     return (i * torch.tensor([0.7548777, 0.5698403], device=device) + 0.5) % 1
 
 
-def _edges(color: Float[Tensor, "view height width 3"]) -> Tensor:
+def _edges(color: Float[Tensor, "3 view height width"]) -> Bool[Tensor, "view height width"]:
     """Pixels that differ visibly from one of their four neighbours."""
-    edge = torch.zeros(color.shape[:3], dtype=torch.bool, device=color.device)
+    edge = torch.zeros(color.shape[1:], dtype=torch.bool, device=color.device)
     for axis in (1, 2):
-        step = (color.diff(dim=axis).abs().amax(-1)) > CONTRAST
-        size = color.shape[axis]
+        step = color.diff(dim=axis + 1).abs_().amax(0) > CONTRAST
+        size = edge.shape[axis]
         edge.narrow(axis, 0, size - 1).logical_or_(step)
         edge.narrow(axis, 1, size - 1).logical_or_(step)
     return edge
@@ -177,117 +177,126 @@ def _tone(linear: Tensor) -> Tensor:
 
 
 def _shade(
-    stage: Stage, rays: Bundle, angle: Tensor
-) -> tuple[Float[Tensor, "ray group 3"], Float[Tensor, "ray group"]]:
+    stage: Stage, rays: Bundle, angle: Float[Tensor, " group"]
+) -> tuple[Float[Tensor, "3 ray group"], Float[Tensor, "ray group"]]:
     """Linear colour and distance of rays; `angle` is a pixel's size in radians, per group."""
     distance, index = cast(stage.solids, rays)
-    shape, air = distance.shape, stage.air
     hit = (index >= 0).flatten().nonzero()[:, 0]
-    group = hit % shape[1]
-    world, direction = rays.world[group], rays.direction.flatten(1).index_select(1, hit).T.contiguous()
-    color = rays.direction.new_zeros(distance.numel(), 3)
-    free = (index < 0).any(0).nonzero()[:, 0]
-    if len(free):
+    color = torch.zeros_like(rays.direction)
+    if len(hit) < distance.numel():
+        free = (index < 0).any(0).nonzero()[:, 0]
         some = Bundle(rays.source, rays.source_world, rays.index[free], rays.direction[..., free])
-        color = color.reshape(*shape, 3).index_copy(1, free, _sky(stage, some)).reshape(-1, 3)
+        color = color.index_copy_(2, free, _sky(stage, some))
     if not len(hit):
-        return color.reshape(*shape, 3), distance
-    t = distance.flatten()[hit]
-    point = rays.origin[group] + direction * t[:, None]
-    found = surface(stage.solids, world, index.flatten()[hit], point)
-    material = stage.materials.flatten(0, 1).index_select(0, world * stage.materials.shape[1] + found.material)
-    facing = (found.normal * direction).sum(1)
-    normal = found.normal
-    u, v, low = _coordinates(found, material)
+        return color, distance
+    group, air = hit % distance.shape[1], stage.air
+    source = rays.index.index_select(0, group)
+    world = rays.source_world.index_select(0, source)
+    direction, t = rays.direction.flatten(1).index_select(1, hit), distance.flatten().index_select(0, hit)
+    point = _of(rays.source, source) + direction * t
+    found = surface(stage.solids, world, index.flatten().index_select(0, hit), point)
+    kinds = stage.materials.flatten(0, 1).T.contiguous()
+    material = kinds.index_select(1, world * stage.materials.shape[1] + found.material)
+    facing = (found.normal * direction).sum(0)
+    mirror = direction - 2 * facing * found.normal
+    facing = facing.abs_()
     # a slanted pixel covers more texture; the square root is a compromise between blur and aliasing
-    foot = t * angle[group] / facing.abs().clamp_min(0.1).sqrt()
-    base = albedo(material, stage.table, u, v, low, foot)
-    up = (0.5 + 0.5 * normal[:, 1])[:, None]
-    light = (_of(air.above, world) * up + _of(air.below, world) * (1 - up)) * _corners(
-        stage.solids, world, point, normal
-    )[:, None]
-    gloss, emission = material[:, 13:14], material[:, 12:13]
-    mirror = direction - 2 * facing[:, None] * normal
+    foot = t * angle.index_select(0, group) / facing.clamp_min(0.1).sqrt_()
+    base = albedo(material, stage.table, *_coordinates(found), foot)
+    gloss, emission = material[13], material[12]
+    light = _ambient(stage, world, point, found.normal)
     shine = torch.zeros_like(base)
     for lamp in range(air.lamp.shape[1]):
         if (air.power[:, lamp] > 0).any():
-            towards, power = _lamp(stage, rays, world, point, lamp, (hit, distance))
-            light = light + power * (towards * normal).sum(1, keepdim=True).clamp_min(0)
-            shine = shine + power * gloss * 0.25 * (mirror * towards).sum(1, keepdim=True).clamp_min(0) ** 24
+            towards, reach, fade = _towards(air, world, point, lamp)
+            diffuse = (towards * found.normal).sum(0).clamp_min_(0)
+            glint = (mirror * towards).sum(0).clamp_min_(0).pow_(3).square_().square_().square_() * gloss * 0.25
+            bright = _bright(stage, rays, lamp, (hit, distance, reach), torch.maximum(diffuse, glint))
+            power = _of(air.power[:, lamp], world) * (fade * bright)
+            light, shine = light.addcmul_(power, diffuse), shine.addcmul_(power, glint)
     # glossy things also reflect the light of their surroundings towards grazing angles
-    fresnel = gloss * 0.5 * (1 - facing.abs()[:, None]).clamp(0, 1) ** 3
+    fresnel = gloss * 0.5 * (1 - facing).clamp_(0, 1) ** 3
     lit = base * light * (1 - fresnel) + shine + fresnel * _of(air.above, world)
     lit = torch.where(emission > 0, base * emission, lit)
-    mist = 1 - torch.exp(-_of(air.fog, world) * t)[:, None]
-    color[hit] = lit * (1 - mist) + _of(air.horizon, world) * mist
-    return color.reshape(*shape, 3), distance
+    mist = 1 - torch.exp(-_of(air.fog, world) * t)
+    color.flatten(1).index_copy_(1, hit, lit * (1 - mist) + _of(air.horizon, world) * mist)
+    return color, distance
 
 
-def _coordinates(found, material: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _coordinates(found: Surface) -> tuple[Tensor, Tensor, Tensor]:
     """Texture position on the face in metres (in [0, 1] for windows of pictures), and height above the face's foot."""
-    x, y, z = found.local.unbind(-1)
-    axis = found.face // 2
-    u = torch.where(axis == 0, z, x)
-    v = torch.where(axis == 1, z, y)
-    u = torch.where(found.curved, torch.atan2(x, z) * found.half[:, 0], u)
-    low = torch.where(axis == 1, 1e9, y + found.half[:, 1])
-    return u, v, low
+    x, y, z = found.local
+    lying = (found.face == 2) | (found.face == 3)
+    u = torch.where(found.face < 2, z, x)
+    u = torch.where(found.curved, torch.atan2(x, z) * found.half[0], u)
+    return u, torch.where(lying, z, y), torch.where(lying, 1e9, y + found.half[1])
 
 
 def _of(values: Tensor, world: Tensor) -> Tensor:
-    """Each ray's row of its world's values; one world's row simply broadcasts, which spares a gather."""
-    return values if len(values) == 1 else values[world]
+    """Each ray's column of its world's values; one world's column simply broadcasts, which spares a gather."""
+    columns = values.movedim(0, -1)
+    return columns if len(values) == 1 else columns.index_select(-1, world)
 
 
-def _corners(solids: Solids, world: Tensor, point: Tensor, normal: Tensor) -> Float[Tensor, " hit"]:
-    """Ambient occlusion: how much a room's walls and the floor darken points close to them."""
-    center, half, hollow = (_of(a[:, 0], world) for a in (solids.center, solids.half, solids.hollow))
-    gap = (half - (point - center).abs()).clamp_min(0)
-    across = 1 - normal.abs()
-    room = (1 - 0.35 * across * torch.exp(-gap / 0.35)).prod(1)
-    height = point[:, 1].clamp_min(0)
-    ground = 1 - 0.4 * (1 - normal[:, 1].clamp_min(0)) * torch.exp(-height / 0.4)
-    return torch.where(hollow, room, ground)
+def _ambient(stage: Stage, world: Tensor, point: Tensor, normal: Tensor) -> Float[Tensor, "3 hit"]:
+    """Light from above and below, darkened by how close a room's walls or the floor are."""
+    center, half, hollow = (_of(a[:, 0], world) for a in (stage.solids.center, stage.solids.half, stage.solids.hollow))
+    gap = (half - (point - center).abs_()).clamp_min_(0)
+    room = (1 - 0.35 * (1 - normal.abs()) * torch.exp(gap.div_(-0.35))).prod(0)
+    height = point[1].clamp_min(0)
+    ground = 1 - 0.4 * (1 - normal[1].clamp_min(0)) * torch.exp(height.div_(-0.4))
+    up = 0.5 + 0.5 * normal[1]
+    light = _of(stage.air.above, world) * up + _of(stage.air.below, world) * (1 - up)
+    return light * torch.where(hollow, room, ground)
 
 
-def _lamp(
-    stage: Stage, rays: Bundle, world: Tensor, point: Tensor, lamp: int, hits: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Direction to a lamp and its light at points, black where shadowed; `hits`: rays of the points, all distances."""
-    at, distance = hits
-    air = stage.air
+def _towards(air: Air, world: Tensor, point: Tensor, lamp: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Directions from points to a lamp, the distances, and the share of its power that gets as far."""
     away = _of(air.lamp[:, lamp], world) - point
-    reach = (away * away).sum(1, keepdim=True).sqrt().clamp_min(1e-6)
+    reach = (away * away).sum(0).sqrt_().clamp_min_(1e-6)
+    fade = torch.where(_of(air.fades[:, lamp], world) > 0.5, 1 / (0.6 + reach * reach), 1.0)
+    return away / reach, reach, fade
+
+
+def _bright(
+    stage: Stage, rays: Bundle, lamp: int, hits: tuple[Tensor, Tensor, Tensor], matter: Float[Tensor, " hit"]
+) -> Bool[Tensor, " hit"]:
+    """Which points a lamp shines on, not shadowed.
+
+    `hits`: rays of the points, all rays' distances, the points' distances to the lamp; only groups of points where
+    light would `matter` are tested for shadows.
+    """
+    (at, distance, reach), air = hits, stage.air
+    lamps = air.lamp[rays.source_world, lamp]
+    keep = torch.zeros_like(distance).view(-1).index_copy_(0, at, matter).view_as(distance).amax(0) > 1e-6
+    keep = keep.nonzero()[:, 0]
+    if not len(keep):
+        return torch.zeros_like(reach, dtype=torch.bool)
     # the group's points, seen from the lamp, are again a bundle with one origin; rays into the sky stop at the
     # group's nearest point
-    known = distance < FAR
-    keep = known.any(0).nonzero()[:, 0]
-    stop = torch.where(known, distance, distance.amin(0)).index_select(1, keep)
-    shift = (rays.source - air.lamp[rays.source_world, lamp]).T.index_select(1, rays.index[keep])
-    grid = shift[:, None] + rays.direction.index_select(2, keep) * stop
-    grid = grid / (grid * grid).sum(0).sqrt()
-    seen, _ = cast(
-        stage.solids, Bundle(air.lamp[rays.source_world, lamp], rays.source_world, rays.index[keep], grid), shadow=True
-    )
-    nearest = torch.zeros_like(distance).index_copy(1, keep, seen)
-    bright = nearest.flatten()[at][:, None] > reach - 0.01 - 2e-4 * reach
-    fade = torch.where(_of(air.fades[:, lamp], world) > 0.5, 1 / (0.6 + reach[:, 0] ** 2), 1.0)[:, None]
-    return away / reach, _of(air.power[:, lamp], world) * fade * bright
+    stop = distance.index_select(1, keep)
+    stop = torch.where(stop < FAR, stop, stop.amin(0))
+    index = rays.index.index_select(0, keep)
+    grid = rays.direction.flatten(0, 1).index_select(1, keep).view(3, *stop.shape).mul_(stop)
+    grid += _of(rays.source - lamps, index)[:, None]
+    grid /= (grid * grid).sum(0).sqrt_()
+    seen, _ = cast(stage.solids, Bundle(lamps, rays.source_world, index, grid), shadow=True)
+    nearest = torch.zeros_like(distance).index_copy_(1, keep, seen).view(-1).index_select(0, at)
+    return nearest > reach - 0.01 - 2e-4 * reach
 
 
-def _sky(stage: Stage, rays: Bundle) -> Float[Tensor, "ray group 3"]:
-    air, d = stage.air, rays.direction
+def _sky(stage: Stage, rays: Bundle) -> Float[Tensor, "3 ray group"]:
+    air, d, world = stage.air, rays.direction, rays.world
     height = d[1].clamp(0, 1)
-    blend = (height**0.55)[..., None]
-    color = _of(air.horizon, rays.world) * (1 - blend) + _of(air.zenith, rays.world) * blend
-    # clouds live on a plane far above, so they shrink towards the horizon
-    u, v = (d[0] / (height + 0.15)).flatten() * 0.3, (d[2] / (height + 0.15)).flatten() * 0.3
-    offset = air.sun[rays.world].expand(*d.shape[1:], 3).reshape(-1, 3)
-    layer = torch.full_like(u, 1, dtype=torch.long)
-    cloud = look_up(stage.table.grey, layer, u + offset[:, 0], v + offset[:, 2], torch.full_like(u, 0.01)).reshape(
-        height.shape
+    blend = height**0.55
+    horizon, zenith, sun, glow = (
+        _of(a, world)[:, None] for a in (air.horizon, air.zenith, air.sun, air.power[:, 0] * 0.5)
     )
-    cover = ((cloud - 0.5) * 3).clamp(0, 1)[..., None] * (height * 4).clamp(0, 1)[..., None]
-    glow = torch.einsum("crg,gc->rg", d, air.sun[rays.world]).clamp(0, 1)[..., None] ** 32
-    color = color + (_of(air.horizon, rays.world) * 0.35 + 0.6 - color) * cover * 0.8
-    return color + glow * 0.5 * air.power[rays.world, 0]
+    color = horizon * (1 - blend) + zenith * blend
+    # clouds live on a plane far above, so they shrink towards the horizon
+    u, v = (d[i] / (height + 0.15) * 0.3 + sun[i] for i in (0, 2))
+    layer = torch.full_like(u, 1, dtype=torch.int).flatten()
+    cloud = look_up(stage.table.grey, layer, u.flatten(), v.flatten(), torch.full_like(u, 0.01).flatten())
+    cover = ((cloud.view_as(height) - 0.5) * 3).clamp_(0, 1) * (height * 4).clamp_(0, 1)
+    color = color + (horizon * 0.35 + 0.6 - color) * cover * 0.8
+    return color + (d * sun).sum(0).clamp_(0, 1) ** 32 * glow

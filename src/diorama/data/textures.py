@@ -44,7 +44,7 @@ def read_pictures(folder: str | Path) -> Float[Tensor, "picture 3 128 128"]:
 class Atlas:
     """All texels of all layers and mip levels, and their first channel alone, which is all that noise needs."""
 
-    color: Float[Tensor, "texel 3"]
+    color: Float[Tensor, "3 texel"]
     grey: Float[Tensor, " texel"]
 
 
@@ -77,15 +77,15 @@ def _dead_leaves(rng: np.random.Generator) -> np.ndarray:
     return image
 
 
-def _stack(layers: Float[Tensor, "layer 3 128 128"]) -> Float[Tensor, "texel 3"]:
+def _stack(layers: Float[Tensor, "layer 3 128 128"]) -> Float[Tensor, "3 texel"]:
     levels = [torch.nn.functional.avg_pool2d(layers, 1 << i) if i else layers for i in range(LEVELS)]
-    return torch.cat([level.permute(0, 2, 3, 1).reshape(len(layers), -1, 3) for level in levels], 1).reshape(-1, 3)
+    return torch.cat([level.transpose(0, 1).flatten(2) for level in levels], 2).flatten(1)
 
 
 @lru_cache(maxsize=4)
 def _built_in(device: str) -> Atlas:
     color = _stack(_layers()).to(device)
-    return Atlas(color, color[:, 0].contiguous())
+    return Atlas(color, color[0].contiguous())
 
 
 def atlas(pictures: Float[Tensor, "picture 3 128 128"] | None, device) -> Atlas:
@@ -93,31 +93,36 @@ def atlas(pictures: Float[Tensor, "picture 3 128 128"] | None, device) -> Atlas:
     built_in = _built_in(str(device))
     if pictures is None:
         return built_in
-    color = torch.cat([built_in.color, _stack(pictures.to(device))])
-    return Atlas(color, color[:, 0].contiguous())
+    color = torch.cat([built_in.color, _stack(pictures.to(device))], 1)
+    return Atlas(color, color[0].contiguous())
 
 
 def look_up(
-    table: Float[Tensor, "texel *color"],
+    table: Float[Tensor, "*color texel"],
     layer: Int[Tensor, " hit"],
     u: Float[Tensor, " hit"],
     v: Float[Tensor, " hit"],
     footprint: Float[Tensor, " hit"],
-) -> Float[Tensor, "hit *color"]:
+) -> Float[Tensor, "*color hit"]:
     """Bilinear colour of periodic layers at (u, v) in repeats, from the mip level that fits the pixel's footprint."""
-    level = torch.log2((footprint * SIZE).clamp(1, SIZE)).round().long().clamp_max(LEVELS - 1)
+    level = torch.log2((footprint * SIZE).clamp_(1, SIZE)).round_().int().clamp_max_(LEVELS - 1)
     size = SIZE >> level
-    # texels of the levels before this one: 128^2 + 64^2 + ... = (4 * 128^2 - 4 * size^2) / 3
-    base = layer * ((4 * SIZE * SIZE - 1) // 3) + (4 * SIZE * SIZE - 4 * size * size) // 3
+    base = layer.int() * ((4 * SIZE * SIZE - 1) // 3) + _before(layer.device).index_select(0, level)
     x, y = (u - u.floor()) * size - 0.5, (v - v.floor()) * size - 0.5
     x0, y0 = x.floor(), y.floor()
     fx, fy = x - x0, y - y0
-    if table.ndim > 1:
-        fx, fy = fx[:, None], fy[:, None]
-    x0, y0 = x0.long() & (size - 1), y0.long() & (size - 1)
-    x1, low, high = (x0 + 1) & (size - 1), base + y0 * size, base + ((y0 + 1) & (size - 1)) * size
-    top = torch.lerp(table.index_select(0, low + x0), table.index_select(0, low + x1), fx)
-    return torch.lerp(top, torch.lerp(table.index_select(0, high + x0), table.index_select(0, high + x1), fx), fy)
+    last = size - 1
+    x0, y0 = x0.int() & last, y0.int() & last
+    x1, low, high = (x0 + 1) & last, base + y0 * size, base + ((y0 + 1) & last) * size
+    top = torch.lerp(table.index_select(-1, low + x0), table.index_select(-1, low + x1), fx)
+    return torch.lerp(top, torch.lerp(table.index_select(-1, high + x0), table.index_select(-1, high + x1), fx), fy)
+
+
+@lru_cache(maxsize=4)
+def _before(device: torch.device) -> Int[Tensor, " level"]:
+    """Texels of a layer's mip levels before each one: 128^2 + 64^2 + ..."""
+    sizes = [(SIZE >> level) ** 2 for level in range(LEVELS)]
+    return torch.tensor([sum(sizes[:level]) for level in range(LEVELS)], dtype=torch.int32, device=device)
 
 
 def _square(x: Tensor, width: Tensor) -> Tensor:
@@ -128,8 +133,8 @@ def _square(x: Tensor, width: Tensor) -> Tensor:
 
 def _hash(x: Tensor, y: Tensor) -> Tensor:
     # small integers only: sin of large arguments differs between devices
-    mixed = ((x.long() * 73 + y.long() * 151 + 7) % 1021) ** 2 * 31 % 1021
-    return mixed.to(x.dtype) / 1021
+    mixed = (x.int() * 73 + y.int() * 151 + 7) % 1021
+    return (mixed * mixed * 31 % 1021).to(x.dtype) / 1021
 
 
 def _edge(distance: Tensor, wanted: float, width: Tensor) -> Tensor:
@@ -145,37 +150,37 @@ def _blocks(u: Tensor, v: Tensor, w: Tensor, shift: float, gap: float, long: flo
 
 
 def albedo(
-    material: Float[Tensor, "hit width"],
+    material: Float[Tensor, "width hit"],
     table: Atlas,
     u: Float[Tensor, " hit"],
     v: Float[Tensor, " hit"],
     low: Float[Tensor, " hit"],
     footprint: Float[Tensor, " hit"],
-) -> Float[Tensor, "hit 3"]:
+) -> Float[Tensor, "3 hit"]:
     """Linear colour at face coordinates (u, v), `low` above the face's foot, under pixels `footprint` wide; metres."""
-    a, b, c = material[:, 0:3], material[:, 3:6], material[:, 6:9]
-    pattern, scale, grain, _, _, du, dv, skirt, layer, turn = material[:, 9:].unbind(1)
+    pattern, scale, grain, _, _, du, dv, skirt, layer, turn = material[9:]
     turned = turn > 0.5
     u, v = torch.where(turned, v, u), torch.where(turned, u, v)
     pu, pv, w = u / scale + du, v / scale + dv, footprint / scale
-    speckle = (
-        look_up(table.grey, torch.zeros_like(layer).long(), u * 0.8 + dv, v * 0.8 + du, footprint * 0.6)[:, None] - 0.5
-    )
-    colour = a.clone()
+    floor = torch.zeros_like(layer, dtype=torch.int)
+    speckle = look_up(table.grey, floor, u * 0.8 + dv, v * 0.8 + du, footprint * 0.6) - 0.5
+    colour, pattern = material[0:3].clone(), pattern.int()
+    many = torch.bincount(pattern, minlength=len(PATTERNS)).tolist()
     for index, name in enumerate(PATTERNS[1:], 1):
-        at = (pattern == index).nonzero()[:, 0]
-        if len(at):
-            hit = (pu[at], pv[at], w[at])
-            colour[at] = _paint(name, hit, (a[at], b[at], c[at]), table, layer[at].long())
-    colour = colour * (1 + grain[:, None] * speckle).clamp_min(0.1)
-    return torch.where((low < skirt)[:, None], c, colour)
+        if many[index]:
+            at = (pattern == index).nonzero()[:, 0]
+            hit = (pu.index_select(0, at), pv.index_select(0, at), w.index_select(0, at))
+            colours = material[0:9].index_select(1, at).split(3)
+            colour.index_copy_(1, at, _paint(name, hit, colours, table, layer.index_select(0, at).int()))
+    colour = colour * (1 + grain * speckle).clamp_min_(0.1)
+    return torch.where(low < skirt, material[6:9], colour)
 
 
 def _paint(name: str, hit, colours, table: Atlas, layer: Tensor) -> Tensor:
     (u, v, w), (a, b, c) = hit, colours
 
     def mix(share: Tensor) -> Tensor:
-        return a + (b - a) * share[:, None]
+        return a + (b - a) * share
 
     if name == "stripes":
         return mix(0.5 + 0.5 * _square(u, w))
@@ -190,15 +195,15 @@ def _paint(name: str, hit, colours, table: Atlas, layer: Tensor) -> Tensor:
     if name == "planks":
         joint, tone = _blocks(u, v, w, 0.37, 0.02, 7.0)
         fibre = look_up(table.grey, torch.full_like(layer, 2), u * 0.12 + tone, v * 0.31, w * 0.3)
-        return mix((0.55 * tone + 0.9 * (fibre - 0.5) + 0.25).clamp(0, 1)) * (1 - 0.6 * joint[:, None])
+        return mix((0.55 * tone + 0.9 * (fibre - 0.5) + 0.25).clamp(0, 1)) * (1 - 0.6 * joint)
     if name == "outlook":  # what a window shows: sky above a line of trees
         leaf = look_up(table.grey, layer, u * 0.4, v * 0.4, w * 0.4)
         tree = ((0.45 * leaf - v) * 6).clamp(0, 1)
-        sky = a + (c - a) * (0.5 + 0.5 * v).clamp(0, 1)[:, None]
-        return sky + (b * (0.5 + leaf)[:, None] - sky) * tree[:, None]
+        sky = a + (c - a) * (0.5 + 0.5 * v).clamp(0, 1)
+        return sky + (b * (0.5 + leaf) - sky) * tree
     if name == "windows":
         joint, tone = _blocks(u, v, w, 0.0, 0.27, 1.0)
-        pane = c * (0.5 + tone[:, None])
-        return pane + (a - pane) * joint[:, None]
+        pane = c * (0.5 + tone)
+        return pane + (a - pane) * joint
     joint, tone = _blocks(u, v, w, 0.5, 0.06, 2.4) if name == "brick" else _blocks(u, v, w, 0.0, 0.03, 1.0)
-    return mix(tone) * (1 - joint[:, None]) + c * joint[:, None]
+    return mix(tone) * (1 - joint) + c * joint
