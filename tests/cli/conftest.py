@@ -1,6 +1,10 @@
 """Commands as a user gives them, in an empty folder."""
 
-from collections.abc import Callable
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,6 +53,37 @@ class Command:
         assert result.err.count("\n") == 1
         assert tree() == before
         return result.err.removeprefix("diorama: ").strip()
+
+
+def interrupted(words: Sequence[str | Path | int], folder: Path, begun: str) -> Result:
+    """What a process answers when the terminal interrupts it and all it started, once `begun` is in the folder."""
+    streams = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen([str(word) for word in words], start_new_session=True, **streams) as process:  # type: ignore[call-overload]
+        try:
+            assert until(lambda: any(folder.glob(begun)) or process.poll() is not None, 100)
+            os.killpg(process.pid, signal.SIGINT)
+            result = Result(process.wait(60), *process.communicate())
+            assert until(lambda: not _lives(process.pid), 10), "a process was left"
+            return result
+        finally:
+            if _lives(process.pid):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def until(true: Callable[[], bool], seconds: float) -> bool:
+    """Whether it comes true in that time."""
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        time.sleep(0.1)
+    return true()
+
+
+def _lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def tree() -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from diorama.cli import data
 from diorama.data.cache import WorldsCache
 from diorama.data.worlds import SPLITS
 
-from .conftest import Command
+from .conftest import Command, Result, interrupted
 
 SMALL = ("--scenes", 1, "--views", 2, "--size", 8, "--samples", 1)
 
@@ -69,6 +70,16 @@ def test_an_interrupted_run_is_continued(command: Command, monkeypatch: pytest.M
     assert not Path("out/meta.json").exists()
     assert command("data", "worlds", "out", *SMALL).code == 0
     assert json.loads(Path("out/meta.json").read_text())["seeds"] == [0]
+
+
+def test_an_interruption_ends_all_workers_in_one_line_and_keeps_what_is_done(tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    program = "import sys; from diorama.cli.main import main\nif __name__ == '__main__': sys.exit(main(sys.argv[1:]))"
+    script.write_text(program)
+    words = (sys.executable, script, "data", "worlds", tmp_path / "out", *SMALL, "--scenes", 5000, "--workers", 2)
+    result = interrupted(words, tmp_path, "out/parts/????????.npz")
+    assert result == Result(130, "", "diorama: interrupted\n")
+    assert [*tmp_path.glob("out/parts/????????.npz")] and not (tmp_path / "out/meta.json").exists()
 
 
 def test_actions(command: Command) -> None:

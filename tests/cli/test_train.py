@@ -1,11 +1,7 @@
 """`diorama train`: stages, their flags, resuming, and what is refused before anything is trained."""
 
-import os
-import signal
 import subprocess
 import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +11,7 @@ from diorama.cli.train import STAGES
 from diorama.data.cache import write_cache
 from diorama.training.trainer import Trainer
 
-from .conftest import Command
+from .conftest import Command, interrupted
 
 RAE = ("--size", "tiny", "--known-views", 1, "--target-views", 1, "--precision", "32-true")
 OFTEN = ("--batch", 1, "--steps", 2, "--save-every", 1, "--validate-every", 2, "--log-every", 1, "--device", "cpu")
@@ -62,21 +58,9 @@ def test_an_interruption_ends_both_processes_in_one_line(worlds, tmp_path: Path)
     script.write_text(PROGRAM)
     words = ("train", "rae3d", "--out", tmp_path / "run", *worlds, *RAE, *OFTEN, "--steps", 10**6, "--log-every", 10**6)
     words = (sys.executable, script, *words, "--batch", 2, "--devices", 2, "--validate-every", 10**6)
-    streams = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with subprocess.Popen([*map(str, words)], start_new_session=True, **streams) as process:
-        try:
-            until = time.monotonic() + 100
-            while not (tmp_path / "run/checkpoint.pt").exists() and time.monotonic() < until:
-                time.sleep(0.1)
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-            out, err = process.communicate(timeout=60)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-                pytest.fail("a process was left")
-    assert process.returncode == 130, (out, err)
-    assert err == "diorama: interrupted\n"
-    assert out.count("stopped after step") == 1
+    result = interrupted(words, tmp_path, "run/checkpoint.pt")
+    assert (result.code, result.err) == (130, "diorama: interrupted\n")
+    assert result.out.count("stopped after step") == 1
 
 
 @pytest.mark.parametrize(

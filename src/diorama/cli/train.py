@@ -40,7 +40,8 @@ def run(arguments: list[str]) -> int:
     _check(options, module.SIZES)
     from diorama.training.trainer import Diverged, Trainer
 
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # its greetings are not about what a user asked
+    for greeter in ("lightning.fabric", "lightning.pytorch"):  # which say nothing about what a user asked for
+        logging.getLogger(greeter).setLevel(logging.WARNING)
     with Trainer(getattr(module, STAGES[name][0])(options), options) as trainer:
         leads = trainer.fabric.is_global_zero
         if leads and trainer.step:

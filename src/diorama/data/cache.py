@@ -2,7 +2,10 @@
 
 import json
 import multiprocessing
-from collections.abc import Callable, Iterable
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +56,9 @@ def write_cache(
     arguments = [(str(folder), plan, start) for start in todo]
     finished = len(parts) - len(todo)
     if workers > 1 and todo:
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        with _deaf_to_interrupts():  # workers inherit it: the keyboard interrupts this process alone, which ends them
+            pool = multiprocessing.get_context("spawn").Pool(workers)
+        with pool:
             for _ in pool.imap_unordered(_render_part, arguments):
                 finished += 1
                 if progress:
@@ -66,6 +71,18 @@ def write_cache(
                 progress(min(finished * PART, len(seeds)), len(seeds))
     _finish(folder, plan)
     return folder
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _begin(folder: Path, plan: dict) -> None:
