@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diorama.data.worlds import render, world
+from diorama.data.worlds import World, render, world
 from diorama.evaluation import frechet
 from diorama.evaluation.frechet import (
     NetFeatures,
@@ -22,10 +22,12 @@ from diorama.evaluation.frechet import (
     kernel_distance,
     worlds64,
 )
+from diorama.geometry.cameras import Cameras
+from diorama.geometry.trajectories import pan
 from diorama.models import perceptual
 from diorama.models.perceptual import Unavailable
 
-SCENES, VIEWS = 32, 3
+SCENES, VIEWS = 24, 3
 
 
 def gaussian(count: int, dim: int, *, seed: int = 0, mean: float = 0.0, scale: float = 1.0) -> Tensor:
@@ -167,12 +169,22 @@ def test_draws_of_few_images_do_not_refuse_what_the_whole_allows() -> None:
         bootstrap(kernel_distance, a, a + 1, (of, of), samples=20, minimum=511)
 
 
+def standing_in(place: World) -> Cameras:
+    """A camera that turns about itself, which takes less time to find than a path free of collisions."""
+    eye = place.limits[0].lerp(place.limits[1], 0.3) * torch.tensor([1, 0, 1]) + torch.tensor([0, 1.4, 0])
+    forward = F.normalize(place.focus.mean(0) - eye, dim=0)
+    right = F.normalize(torch.linalg.cross(forward, torch.tensor([0.0, 1, 0])), dim=0)
+    pose = torch.eye(4)
+    pose[:3] = torch.stack([right, torch.linalg.cross(forward, right), forward, eye], -1)
+    return pan(Cameras.from_fov(70.0, 64, 64, pose[None]), VIEWS, 60.0)
+
+
 @pytest.fixture(scope="module")
 def rendered() -> Tensor:
     """Views of rooms first, then as many of outdoor places: "image 3 64 64"."""
     kinds = ["room"] * (SCENES // 2) + ["outdoor"] * (SCENES // 2)
     places = [world(seed, kind=kind) for seed, kind in enumerate(kinds)]
-    return torch.cat([render(place, place.path(VIEWS, 64, 64, kind="truck"), samples=1).images for place in places])
+    return torch.cat([render(place, standing_in(place), samples=1).images for place in places])
 
 
 @pytest.fixture(scope="module")
@@ -209,10 +221,10 @@ def test_worlds64_is_farther_the_noisier_the_images(rendered, look) -> None:
 
 def test_worlds64_is_farther_the_more_scenes_are_of_another_kind(rendered, look) -> None:
     rooms, outdoors = look(rendered).chunk(2)
-    mixed = [torch.cat([outdoors[: k * VIEWS], rooms[k * VIEWS :]]) for k in (2, 4, 8, 16)]
+    mixed = [torch.cat([outdoors[: k * VIEWS], rooms[k * VIEWS :]]) for k in (2, 4, 8, 12)]
     assert rising([near(rooms, images) for images in mixed])
     # Repeating few of the scenes, as a collapsed generator would, is seen too.
-    repeated = [rooms[torch.arange(len(rooms)) % (kept * VIEWS)] for kept in (12, 6, 3, 1)]
+    repeated = [rooms[torch.arange(len(rooms)) % (kept * VIEWS)] for kept in (9, 6, 3, 1)]
     assert rising([near(rooms, images) for images in repeated])
 
 

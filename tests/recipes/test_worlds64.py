@@ -69,16 +69,16 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(recipe, monkeypatch, tmp_
 
         return say
 
-    for name, stop in (("whole", 0), ("killed", 4)):
+    for name, stop in (("whole", 0), ("killed", 2)):
         torch.manual_seed(0)
         learner = recipe.Learner(sum(attributes.sizes))
         monkeypatch.setattr(recipe, "print", die_after(stop), raising=False)
         if stop:
             with pytest.raises(Killed):
-                recipe.train(cache, learner, attributes, 6, tmp_path / name)
+                recipe.train(cache, learner, attributes, 4, tmp_path / name)
             learner = recipe.Learner(sum(attributes.sizes))
             monkeypatch.setattr(recipe, "print", die_after(0), raising=False)
-        recipe.train(cache, learner, attributes, 6, tmp_path / name)
+        recipe.train(cache, learner, attributes, 4, tmp_path / name)
         finals.append(learner.state_dict())
     torch.testing.assert_close(finals[0], finals[1])
 
@@ -89,7 +89,7 @@ def test_it_learns_and_folds_its_normalisation_in(recipe, monkeypatch, tmp_path)
     monkeypatch.setattr(recipe, "BATCH", 16)
     torch.manual_seed(0)
     learner = recipe.Learner(sum(attributes.sizes))
-    recipe.train(cache, learner, attributes, 30, tmp_path / "training.pt")
+    recipe.train(cache, learner, attributes, 20, tmp_path / "training.pt")
     learner.eval()
     majority = torch.tensor([0, 0, 0, 0])
     told = recipe.accuracies(cache, learner, attributes, majority)
