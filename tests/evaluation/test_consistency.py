@@ -91,12 +91,15 @@ def test_a_surface_hidden_behind_another_and_the_edge_between_them_are_not_compa
 
 def test_sky_is_left_out_and_confidence_may_be_absent() -> None:
     views = plane((0, 0, 0), (0.1, 0, 0))
-    upper = (torch.arange(SIZE) < SIZE // 4)[:, None].expand(2, SIZE, SIZE)
+    upper = (torch.arange(SIZE) < SIZE // 4)[:, None].repeat(2, 1, SIZE)
     sky = replace(views, confidence=(~upper).float(), images=torch.where(upper[:, None], torch.rand(()), views.images))
     found = warp_consistency(sky)
     assert found.psnr[0, 1] > 45
     # One row beside the sky is an edge.
     assert 0.85 < found.share[0, 1] < (SIZE * 3 / 4 - 1) / (SIZE * 3 / 4)
+    upper[0] = False
+    one_sided = warp_consistency(replace(views, confidence=(~upper).float())).share
+    assert one_sided[0, 1] > 0.85 and one_sided[1, 0] < 0.75
     plain = warp_consistency(replace(views, confidence=None))
     torch.testing.assert_close(plain.psnr, warp_consistency(views).psnr, equal_nan=True)
     nothing = warp_consistency(replace(views, confidence=torch.zeros(2, SIZE, SIZE)))

@@ -172,8 +172,9 @@ def test_a_path_far_from_the_origin_keeps_its_errors_and_one_of_rounding_counts_
     far = cameras(predicted.camera_to_world[:, :3, :3], predicted.centers + 5e6)
     torch.testing.assert_close(pose_errors(far, true).ate_t, pose_errors(predicted, true).ate_t, atol=1e-7, rtol=0)
     turning = rotations(4, 8)
-    still = cameras(turning.float(), 7 + 1e-7 * normal(5, 8, 3).float())
-    wanted = cameras(turning, torch.zeros(8, 3, dtype=torch.float64))
+    still = cameras(turning.float(), 7 + 5e-7 * normal(5, 8, 3).float())
+    wanted = cameras(turning.float(), 7 + 5e-7 * normal(6, 8, 3).float())
+    assert min(path.centers.std(0).min() for path in (still, wanted)) > 0
     for align in FITS:
         errors = pose_errors(still, wanted, align)
         assert errors.rotation.max() < 1e-6 and errors.translation.max() == 0

@@ -56,7 +56,7 @@ def warp_consistency(views: Views) -> Consistency:
         pixels, seen = reproject(scene, scene[target])
         warped = _sample(views.images[:, None], pixels[0])[:, 0]
         clear = _sample(calm[:, None, None].expand(-1, -1, 3, -1, -1).to(views.images), pixels[0])[:, 0, 0] > 0.999
-        compared = seen[0, :, 0] & clear & calm[target] & surface[target]
+        compared = seen[0, :, 0] & clear & calm[target]
         count = compared.sum((-1, -2))
         squared = (warped.clamp(0, 1) - views.images[target].clamp(0, 1)).square().mean(1)
         error = torch.where(compared, squared, 0.0).sum((-1, -2)) / count
