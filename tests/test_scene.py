@@ -145,3 +145,58 @@ def test_records_cannot_be_changed():
 def test_a_photo_alone_is_a_condition():
     photo = Views(torch.rand(1, 3, 4, 6), Cameras.from_fov(60.0, 4, 6))
     assert len(Condition(photo, at=(0,)).views) == 1
+
+
+def test_a_batch_comes_apart():
+    views, depth = random_views(0, 3, 2)
+    rows = views.apart()
+    assert len(rows) == 3
+    for number, row in enumerate(rows):
+        close(row.images, views.images[number], 0)
+        close(row.depth, depth[number])
+        close(row.confidence, views.confidence[number], 0)
+    bare = Views(views.images).apart()[2]
+    assert bare.cameras is bare.points is bare.confidence is None
+    close(bare.images, views.images[2], 0)
+
+
+def gradient(cameras):
+    """Images whose red and green tell, in [0, 1], where in the camera's plane at depth 1 a pixel looks."""
+    steps = [torch.arange(side) + 0.5 for side in (cameras.height, cameras.width)]
+    y, x = torch.meshgrid(*steps, indexing="ij")
+    fx, fy, cx, cy = (cameras.intrinsics[:, *place, None, None] for place in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    planes = [(x - cx) / fx / 4 + 0.5, (y - cy) / fy / 4 + 0.5]
+    return torch.stack([*planes, torch.zeros_like(planes[0])], 1).float()
+
+
+@pytest.mark.parametrize("size", [(60, 60), (20, 20), (30, 40), (24, 48), (60, 80), (96, 96)])
+def test_images_for_other_cameras_look_where_these_look(size):
+    photo = Cameras.from_fov(60.0, 60, 80)
+    for wanted in (
+        photo.fitted(*size),
+        photo.fitted(*size).fitted(16, 24),
+        photo.cropped(10, 5, 31, 43).resized(*size),
+    ):
+        found = Views(gradient(photo), photo).images_for(wanted)
+        close(found, gradient(wanted), 0.5 / 60 / 4 + 1e-3)  # half a pixel of the photo's
+
+
+def test_images_for_the_same_cameras_are_the_images():
+    views, _ = random_views(0, 2)
+    close(views.images_for(views.cameras), views.images)
+    with pytest.raises(ValueError, match="^views without cameras"):
+        Views(views.images).images_for(views.cameras)
+
+
+def test_known_views_are_checked_against_their_path():
+    wanted = random_cameras(0, 3, height=6, width=6).to(torch.float32)
+    photo = Views(torch.rand(1, 3, 8, 12))
+    told = Condition(photo, at=(2,)).along(wanted).views
+    close_cameras(told.cameras.fitted(6, 6), wanted[2], 1e-6)  # the photo is wider: the path sees its middle
+    assert torch.equal(told.images, photo.images)
+    assert Condition(told, at=(2,)).along(wanted).views.cameras.width == 12
+    stretched = Views(photo.images, wanted[2].resized(8, 12))
+    assert Condition(stretched, at=(2,)).along(wanted).views.cameras.width == 12
+    with pytest.raises(ValueError, match="^the known view at place 1 has another orientation than the wanted camera"):
+        Condition(told, at=(1,)).along(wanted)
+    assert Condition().along(wanted).views is None

@@ -13,6 +13,8 @@ from torch import Tensor
 from diorama.geometry.cameras import Cameras
 from diorama.geometry.similarity import Similarity
 
+POSE_TOLERANCE = 1e-3  # of a known camera against the wanted one: radians, share of the path's extent, image widths
+
 
 @dataclass(frozen=True)
 class Shot:
@@ -81,6 +83,13 @@ class Views:
             confidence=None if self.confidence is None else self.confidence[..., chosen, :, :],
         )
 
+    def apart(self) -> list["Views"]:
+        """The rows of a batch: one record for each scene."""
+        absent = [None] * len(self.images)
+        cameras = absent if self.cameras is None else self.cameras.apart()
+        points, confidence = (absent if part is None else part for part in (self.points, self.confidence))
+        return [Views(*row) for row in zip(self.images, cameras, points, confidence, strict=True)]
+
     def to(self, *args: Any) -> "Views":
         """On another device or in another dtype, with the arguments of `Tensor.to`."""
         return replace(
@@ -113,6 +122,26 @@ class Views:
             confidence=confidence,
         )
 
+    def images_for(self, cameras: Cameras) -> Float[Tensor, "view 3 height width"]:
+        """The images as cameras in the same places take them, that see no more than these: cropped and resized.
+
+        A crop begins and ends between pixels, half a pixel from where it should at most.
+        """
+        if self.cameras is None:
+            raise ValueError(
+                "views without cameras: give them cameras, which tell what part of the images is asked for"
+            )
+        mine, theirs = self.cameras.intrinsics.to(cameras.intrinsics), cameras.intrinsics
+        scale = mine[:, (0, 1), (0, 1)] / theirs[:, (0, 1), (0, 1)]  # pixels of these for one of theirs, along x and y
+        corners = (mine[:, :2, 2] - scale * theirs[:, :2, 2]).round().int().clamp(min=0).tolist()
+        sides = (scale * scale.new_tensor([cameras.width, cameras.height])).round().int().clamp(min=1).tolist()
+        size = (cameras.height, cameras.width)
+        images = []
+        for image, (left, top), (width, height) in zip(self.images, corners, sides, strict=True):
+            part = image[None, :, top : top + height, left : left + width]
+            images.append(F.interpolate(part, size, mode="bilinear", antialias=True))
+        return torch.cat(images).clamp(0, 1)
+
     def transformed(self, similarity: Similarity) -> "Views":
         """The same views after the world was mapped by `similarity`."""
         return replace(
@@ -137,6 +166,36 @@ class Condition:
             raise ValueError(f"{known} known views but {len(self.at)} places in `at`; each known view needs one place")
         if len(set(self.at)) != len(self.at) or any(place < 0 for place in self.at):
             raise ValueError(f"places {self.at} of the known views: accepted are different numbers from 0 on")
+
+    def along(self, wanted: Cameras) -> "Condition":
+        """The same, once it is known to be of this path: on the CPU, all views with cameras.
+
+        Views without cameras take those of their places; of photos of another shape these see the centre. ValueError
+        for places that the path does not have, and for known cameras that are not the wanted ones.
+        """
+        if self.views is None:
+            return self
+        outside = [place for place in self.at if place >= wanted.views]
+        if outside:
+            raise ValueError(f"known view at place {outside[0]} of {wanted.views} wanted views; places count from 0")
+        known, there = self.views.to("cpu"), wanted[self.at]
+        if known.images.ndim != 4:
+            shape = tuple(known.images.shape)
+            raise ValueError(f"known images of shape {shape}: accepted is (views, 3, height, width)")
+        if known.cameras is None:
+            cameras = there.widened(*known.images.shape[-2:])
+        else:
+            cameras = known.cameras.path()
+            shapes = (cameras.fitted(wanted.height, wanted.width), cameras.resized(wanted.height, wanted.width))
+            errors = torch.minimum(
+                *(there.deviation(same) for same in shapes)
+            )  # a photo may also be stretched by intent
+            errors[:, 1] /= wanted.extent.clamp(min=1e-6)
+            for place, row in zip(self.at, errors > POSE_TOLERANCE, strict=True):
+                if row.any():
+                    name = ("orientation", "position", "intrinsics")[int(row.int().argmax())]
+                    raise ValueError(f"the known view at place {place} has another {name} than the wanted camera there")
+        return replace(self, views=replace(known, images=known.images.float(), cameras=cameras))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from diorama.data.cameras import read_cameras
+from diorama.data.cameras import read_cameras, widened
+from diorama.geometry.cameras import Cameras
 
 
 def poses(count: int = 3, seed: int = 0) -> np.ndarray:
@@ -182,3 +183,13 @@ def test_no_json_and_no_file(tmp_path: Path) -> None:
         read_cameras(tmp_path / "missing.json")
     with pytest.raises(ValueError, match="no camera file in this folder"):
         read_cameras(tmp_path)
+
+
+@pytest.mark.parametrize("size", [(47, 64), (64, 47), (48, 48), (33, 100)])
+def test_a_whole_image_has_the_cameras_of_its_middle(size):
+    cameras = Cameras.from_fov(50.0, 20, 20)
+    whole = widened(cameras, *size)
+    assert (whole.height, whole.width) == size
+    torch.testing.assert_close(whole.intrinsics[0, :2, 2], torch.tensor([size[1] / 2, size[0] / 2]))
+    torch.testing.assert_close(whole.intrinsics[0, 0, 0], cameras.intrinsics[0, 0, 0] * min(size) / 20)
+    torch.testing.assert_close(whole.fitted(20, 20).intrinsics, cameras.intrinsics)

@@ -252,3 +252,67 @@ def test_construction_errors():
     for degrees in (0.0, 180.0, -5.0, float("nan")):
         with pytest.raises(ValueError, match="field of view"):
             Cameras.from_fov(degrees, 4, 4)
+
+
+@quick
+@given(seeds, st.sampled_from([(2,), (3, 2)]))
+def test_a_batch_comes_apart_and_together_again(seed, batch):
+    cameras = random_cameras(seed, *batch, 4)
+    rows = cameras.apart()
+    assert len(rows) == batch[0]
+    close_cameras(Cameras.stacked(rows), cameras, 0)
+    close(rows[1].camera_to_world, cameras.camera_to_world[1], 0)
+    close_cameras(cameras[:1].joined(cameras[1:]), cameras, 0)
+    for other in (rows[0][:2], rows[0].resized(5, 8)):
+        with pytest.raises(
+            ValueError, match=r"^paths of different shapes \(views, height, width\) \[[^\n]+\] in one batch$"
+        ):
+            Cameras.stacked([rows[0], other])
+
+
+@quick
+@given(seeds, sizes, sizes, sizes, sizes)
+def test_fitting_shows_the_centre_and_keeps_the_proportions_of_pixels(seed, height, width, new_height, new_width):
+    cameras = random_cameras(seed, 2, height=height, width=width)
+    fitted = cameras.fitted(new_height, new_width)
+    step = min(height / new_height, width / new_width)  # old pixels for a new one: the most that both sides allow
+    middle, new_middle = (torch.tensor(size).double() / 2 for size in ((width, height), (new_width, new_height)))
+    close(fitted.rays()[1], at_pixels(cameras, middle + step * (pixel_centres(new_height, new_width) - new_middle)))
+    close_cameras(fitted.widened(height, width), cameras)
+    assert (fitted.height, fitted.width) == (new_height, new_width)
+
+
+def test_far_from_the_origin_cameras_keep_their_distances():
+    """What singles hold of cameras kilometres away, normalising does not lose: doubles of the same numbers agree."""
+    near = random_cameras(0, 6)
+    poses = near.camera_to_world.clone()
+    poses[:, :3, 3] += torch.tensor([8000.0, -3000.0, 5000.0])
+    far = replace(near, camera_to_world=poses).to(torch.float32)
+    exact = far.to(torch.float64).normalized()[0]
+    close(far.normalized()[0].centers.double(), exact.centers, 1e-6)
+    close(far.extent.double(), far.to(torch.float64).extent, 1e-6)
+
+
+def test_deviation_names_its_parts():
+    cameras = random_cameras(0, 2)
+    close(cameras.deviation(cameras), torch.zeros(2, 3).double())
+    poses, intrinsics = cameras.camera_to_world.clone(), cameras.intrinsics.clone()
+    poses[1, :3, 3] += torch.tensor([3.0, 0.0, 4.0])
+    intrinsics[1, 0, 2] += 0.7
+    moved = replace(cameras, camera_to_world=poses, intrinsics=intrinsics)
+    close(cameras.deviation(moved), torch.tensor([[0, 0, 0], [0, 5, 0.1]], dtype=torch.float64))
+    turned = cameras.relative_to(cameras.camera_to_world[0])
+    assert cameras.deviation(turned)[0, 0] > 0.1
+
+
+def test_a_path_is_checked_and_precise():
+    cameras = random_cameras(0, 3)
+    assert cameras.path().camera_to_world.dtype == torch.float64
+    assert cameras.to(torch.float32).path().intrinsics.dtype == torch.float32
+    for wrong in (random_cameras(0, 2, 3), cameras[[]]):
+        with pytest.raises(
+            ValueError, match=r"^cameras of shape \([^\n]+\): accepted is one path of shape \(views, 4, 4\)$"
+        ):
+            wrong.path()
+    with pytest.raises(ValueError, match="camera 0 is not a rigid"):
+        scaled(cameras, 0).path()

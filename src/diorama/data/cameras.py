@@ -57,9 +57,7 @@ def read_cameras(
 
 def widened(cameras: Cameras, height: int, width: int) -> Cameras:
     """Cameras of whole images, given those of the largest centred part that has another shape (Gen3R: a square)."""
-    scale = min(height / cameras.height, width / cameras.width)
-    part = cameras.resized(round(cameras.height * scale), round(cameras.width * scale))
-    return part.cropped((part.height - height) // 2, (part.width - width) // 2, height, width)
+    return cameras.widened(height, width)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Pinhole cameras: OpenCV axes (x right, y down, z forward), camera-to-world, pixel centres at +0.5."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
@@ -46,6 +47,18 @@ class Cameras:
         matrix = poses.new_tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
         return cls(poses, matrix.expand(*poses.shape[:-2], 3, 3), height, width)
 
+    @classmethod
+    def stacked(cls, paths: Sequence["Cameras"]) -> "Cameras":
+        """Paths as the rows of a batch; ValueError unless they have one shape."""
+        sizes = {(path.views, path.height, path.width) for path in paths}
+        if len(sizes) != 1:
+            raise ValueError(f"paths of different shapes (views, height, width) {sorted(sizes)} in one batch")
+        return replace(
+            paths[0],
+            camera_to_world=torch.stack([path.camera_to_world for path in paths]),
+            intrinsics=torch.stack([path.intrinsics for path in paths]),
+        )
+
     @property
     def views(self) -> int:
         """Number of cameras along the view axis."""
@@ -55,6 +68,11 @@ class Cameras:
     def centers(self) -> Float[Tensor, "*batch view 3"]:
         """Camera centres in the world."""
         return self.camera_to_world[..., :3, 3]
+
+    @property
+    def extent(self) -> Float[Tensor, "*batch"]:
+        """Distance from the first camera to the farthest."""
+        return (self.centers - self.centers[..., :1, :]).norm(dim=-1).amax(-1)
 
     @property
     def fov(self) -> Float[Tensor, "*batch view"]:
@@ -88,6 +106,18 @@ class Cameras:
             intrinsics=self.intrinsics[..., chosen, :, :],
         )
 
+    def apart(self) -> list["Cameras"]:
+        """The rows of a batch, which `stacked` puts together again."""
+        return [
+            replace(self, camera_to_world=poses, intrinsics=intrinsics)
+            for poses, intrinsics in zip(self.camera_to_world, self.intrinsics, strict=True)
+        ]
+
+    def joined(self, others: "Cameras") -> "Cameras":
+        """These cameras and then others, all of this image size."""
+        poses = torch.cat([self.camera_to_world, others.camera_to_world], -3)
+        return replace(self, camera_to_world=poses, intrinsics=torch.cat([self.intrinsics, others.intrinsics], -3))
+
     def to(self, *args: Any) -> "Cameras":
         """On another device or in another dtype, with the arguments of `Tensor.to`."""
         return replace(self, camera_to_world=self.camera_to_world.to(*args), intrinsics=self.intrinsics.to(*args))
@@ -113,6 +143,19 @@ class Cameras:
             if found.any():
                 raise ValueError(f"camera {int(found.flatten().nonzero()[0])} {fault}")
         return self
+
+    def path(self) -> "Cameras":
+        """These cameras as one checked path on the CPU, in single or double precision; ValueError for what is none."""
+        if self.camera_to_world.ndim != 3 or self.views == 0:
+            shape = tuple(self.camera_to_world.shape)
+            raise ValueError(f"cameras of shape {shape}: accepted is one path of shape (views, 4, 4)")
+        return self.to("cpu").to(torch.promote_types(self.camera_to_world.dtype, torch.float32)).checked()
+
+    def deviation(self, others: "Cameras") -> Float[Tensor, "*batch view 3"]:
+        """How far each of others is: in orientation (about radians), position (scene units), lens (image widths)."""
+        turn = (self.camera_to_world - others.camera_to_world)[..., :3, :3].abs().amax((-1, -2))
+        lens = (self.intrinsics - others.intrinsics).abs().amax((-1, -2)) / self.width
+        return torch.stack([turn, (self.centers - others.centers).norm(dim=-1), lens], -1)
 
     def rays(self) -> tuple[Float[Tensor, "*batch view height width 3"], Float[Tensor, "*batch view height width 3"]]:
         """Origin and unit direction, in the world, of the ray through every pixel's centre."""
@@ -158,25 +201,42 @@ class Cameras:
 
         Cameras that all stand in one place keep their scale (3DRAE section 3.1; the paper leaves that case open).
         """
-        relative = self.relative_to(self.camera_to_world[..., 0, :, :])
-        distance = relative.centers.norm(dim=-1).amax(-1)
+        # Offsets first: far from the origin, turned centres would differ by their rounding.
+        distance = self.extent
         tiny = COINCIDENT * self.centers.abs().amax((-1, -2)).clamp(min=1)
         scale = torch.where(distance > tiny, 1 / distance.clamp(min=1e-30), torch.ones_like(distance))
         rotation = self.camera_to_world[..., 0, :3, :3].mT
+        turned = rotate(rotation[..., None, :, :], self.centers - self.centers[..., :1, :])
+        moved = self.camera_to_world.clone()
+        moved[..., :3, :3] = product(rotation[..., None, :, :], moved[..., :3, :3])
+        moved[..., :3, 3] = scale[..., None, None] * turned
         translation = -scale[..., None] * rotate(rotation, self.centers[..., 0, :])
-        similarity = Similarity(rotation, translation, scale)
-        return self.transformed(similarity), similarity
+        return replace(self, camera_to_world=moved), Similarity(rotation, translation, scale)
 
     def resized(self, height: int, width: int) -> "Cameras":
         """Cameras of the same views at another resolution; the two axes may scale differently."""
         scale = self.intrinsics.new_tensor([width / self.width, height / self.height, 1.0])
         return replace(self, intrinsics=self.intrinsics * scale[:, None], height=height, width=width)
 
+    def fitted(self, height: int, width: int) -> "Cameras":
+        """Cameras of the largest centred part of another shape, at its size: pixels keep their proportions."""
+        return self._centered(height, width, max(height / self.height, width / self.width))
+
+    def widened(self, height: int, width: int) -> "Cameras":
+        """Cameras of whole images of which these show the largest centred part: the inverse of `fitted`."""
+        return self._centered(height, width, min(height / self.height, width / self.width))
+
     def cropped(self, top: int, left: int, height: int, width: int) -> "Cameras":
         """Cameras of a window of the image whose first pixel is (`top`, `left`)."""
         intrinsics = self.intrinsics.clone()
         intrinsics[..., 0, 2] -= left
         intrinsics[..., 1, 2] -= top
+        return replace(self, intrinsics=intrinsics, height=height, width=width)
+
+    def _centered(self, height: int, width: int, scale: float) -> "Cameras":
+        intrinsics = self.intrinsics * self.intrinsics.new_tensor([scale, scale, 1.0])[:, None]
+        intrinsics[..., 0, 2] += (width - scale * self.width) / 2
+        intrinsics[..., 1, 2] += (height - scale * self.height) / 2
         return replace(self, intrinsics=intrinsics, height=height, width=width)
 
     def _directions(self) -> Float[Tensor, "*batch view height width 3"]:
