@@ -40,6 +40,9 @@ class LPIPS(nn.Module):
     Weight names are those of torchvision (`features.0.weight`) and of the lpips package (`lin0.model.1.weight`).
     """
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, net: str = "vgg") -> None:
         super().__init__()
         if net not in LPIPS_FILES:
