@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 
 from diorama.data.paths import MOVES, _crowding
-from diorama.data.raycast import FAR, Bundle, cast, cast_plainly, surface
-from diorama.data.worlds import PLACES, SPLITS, WORLDS_VERSION, render, render_batch, world
+from diorama.data.raycast import FAR, Bundle, cast, cast_plainly, surface, trimmed
+from diorama.data.shading import Stage, render_together
+from diorama.data.textures import atlas
+from diorama.data.worlds import PLACES, SPLITS, WORLDS_VERSION, render, render_batch, stack, world
 from diorama.geometry.cameras import Cameras
 
 SIZE = (24, 32)
@@ -169,8 +171,15 @@ def test_worlds_rendered_together_equal_worlds_rendered_alone():
     paths = [p.path(2, *SIZE) for p in places]
     joined = Cameras(torch.stack([c.camera_to_world for c in paths]), torch.stack([c.intrinsics for c in paths]), *SIZE)
     together = render_batch(places, joined, samples=2)
+    solids, materials, air = stack(places)
+    # on other devices than a CPU, all worlds and views are one batch of rays
+    stage = Stage(trimmed(solids), materials, air, atlas(None, "cpu"))
+    images, distance = render_together(stage, joined, 2, 1 << 21)
     for i, (place, path) in enumerate(zip(places, paths, strict=True)):
         alone = render(place, path, samples=2)
+        assert (images[i] - alone.images).abs().mean() < 1e-3
+        away = (alone.points - path.centers[:, None, None]).norm(dim=-1)
+        torch.testing.assert_close(distance[i], away, rtol=1e-4, atol=1e-3)
         assert (together.images[i] - alone.images).abs().mean() < 1e-3
         torch.testing.assert_close(together.points[i], alone.points, rtol=1e-4, atol=1e-3)
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from diorama.data.worlds import World
 
 MOVES = {"orbit": 0.55, "dolly": 0.1, "truck": 0.15, "handheld": 0.2}  # shares
-TRIES, GOOD, PASSABLE = 4, 0.03, 0.3
+ATTEMPTS, TRIES, GOOD, PASSABLE = 24, 4, 0.03, 0.3
+TOGETHER = 3  # attempts that are computed at once, which costs less than one by one
 CENTERS, INSIDE = 25, 10.0  # places of a path that must be free, and what one that is not weighs
 PROBE = 6  # every how many of these places a view is tried
 
@@ -28,24 +29,34 @@ def choose_path(world: "World", views: int, height: int, width: int, kind: str |
     rng = np.random.Generator(np.random.PCG64([world.seed, 1]))
     move, fov = str(rng.choice(list(MOVES), p=list(MOVES.values()))), float(rng.uniform(45, 75))
     move = kind or move
+    best = _best(world, rng, move, Cameras.from_fov(fov, *_small(height, width), torch.eye(4)[None]))
+    return Cameras.from_fov(fov, height, width, _poses(best, views))
+
+
+def _best(world: "World", rng: np.random.Generator, move: str, camera: Cameras) -> dict:
+    """The curve that is kept: the first good one, or the least faulty of all; `camera` gives size and field of view."""
     best, least, solids = {}, np.inf, trimmed(world.solids)
-    for attempt in range(24):
-        ease = 0.94 ** max(0, attempt - 5)  # tight places get shorter paths
-        curves = [_draw(world, rng, move, ease) for _ in range(TRIES)]
+    for start in range(0, ATTEMPTS, TOGETHER):
+        attempts = range(start, start + TOGETHER)
+        # tight places get shorter paths
+        curves = [_draw(world, rng, move, 0.94 ** max(0, attempt - 5)) for attempt in attempts for _ in range(TRIES)]
         poses = torch.stack([_poses(curve, CENTERS) for curve in curves])
         inside = _crowding(solids, poses[..., :3, 3], world.limits)
         # a path that is worse than the best one whatever it sees need not be looked at
         hopeful = (inside * INSIDE <= least).nonzero()[:, 0]
-        faults = np.full(TRIES, np.inf)
+        faults = np.full(len(curves), np.inf)
         if len(hopeful):
-            probes = Cameras.from_fov(fov, *_small(height, width), poses[hopeful, ::PROBE])
+            probes = poses[hopeful, ::PROBE]
+            lens = camera.intrinsics.expand(*probes.shape[:2], 3, 3)
+            probes = Cameras(probes, lens, camera.height, camera.width)
             faults[hopeful.numpy()] = _faults(world, solids, probes, inside[hopeful])
-        first = int(np.argmax(faults <= GOOD) if (faults <= GOOD).any() else np.argmin(faults))
-        if faults[first] < least:
-            best, least = curves[first], faults[first]
-        if least <= GOOD or (attempt >= 15 and least < PASSABLE):
-            break
-    return Cameras.from_fov(fov, height, width, _poses(best, views))
+        for attempt, mine in zip(attempts, faults.reshape(-1, TRIES), strict=True):
+            first = int(np.argmax(mine <= GOOD) if (mine <= GOOD).any() else np.argmin(mine))
+            if mine[first] < least:
+                best, least = curves[(attempt - start) * TRIES + first], mine[first]
+            if least <= GOOD or (attempt >= 15 and least < PASSABLE):
+                return best
+    return best
 
 
 def _small(height: int, width: int) -> tuple[int, int]:

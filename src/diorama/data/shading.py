@@ -88,14 +88,36 @@ def render_worlds(
 ) -> tuple[Float[Tensor, "world view 3 height width"], Float[Tensor, "world view height width"]]:
     """Images in [0, 1] and distances along the rays of pixel centres, on the cameras' device."""
     device = cameras.camera_to_world.device
-    stage = Stage(trimmed(solids), materials, air, atlas(pictures, device)).to(device)
+    table = atlas(pictures, device)
+    if device.type != "cpu":
+        stage = Stage(trimmed(solids), materials, air, table).to(device)
+        return render_together(stage, cameras, samples, 1 << 21)
+    # a CPU's cache likes one world and a few views at a time
+    parts = []
+    for i in range(len(materials)):
+        stage = Stage(trimmed(_one(solids, i)), materials[i : i + 1], _one(air, i), table)
+        own = Cameras(cameras.camera_to_world[i : i + 1], cameras.intrinsics[i : i + 1], cameras.height, cameras.width)
+        parts.append(render_together(stage, own, samples, 1 << 15))
+    images, distances = (torch.cat(part) for part in zip(*parts, strict=True))
+    return images, distances
+
+
+def _one(record: Any, index: int) -> Any:
+    """A record of one of several worlds."""
+    columns = {f.name: v[index : index + 1] for f in fields(record) if isinstance(v := getattr(record, f.name), Tensor)}
+    return replace(record, **columns)
+
+
+def render_together(
+    stage: Stage, cameras: Cameras, samples: int, pixels: int
+) -> tuple[Float[Tensor, "world view 3 height width"], Float[Tensor, "world view height width"]]:
+    """Images and distances of all a stage's worlds, as many views at once as have about so many pixels."""
     count, views = cameras.camera_to_world.shape[:2]
-    # a CPU's cache likes one view at a time, a GPU wants everything at once
-    step = max(1, (1 << 14 if device.type == "cpu" else 1 << 21) // (cameras.height * cameras.width))
+    step = max(1, pixels // (cameras.height * cameras.width))
     flat = [(w, v) for w in range(count) for v in range(views)]
     images, distances = [], []
     for start in range(0, len(flat), step):
-        w, v = torch.tensor(flat[start : start + step], device=device).unbind(1)
+        w, v = torch.tensor(flat[start : start + step], device=stage.materials.device).unbind(1)
         image, distance = _render(
             stage, w, cameras.camera_to_world[w, v].float(), cameras.intrinsics[w, v].float(), cameras, samples
         )
