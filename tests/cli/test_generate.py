@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 import diorama
 from diorama import Scene
-from diorama.cli import generate, progress
+from diorama.cli import demo, generate, progress, reconstruct, render
 from diorama.cli.progress import Progress
 from diorama.cli.requests import parsed_size, thinned
 from diorama.data.cameras import read_cameras
@@ -187,7 +188,7 @@ def test_sizes(command: Command, photo) -> None:
         across = 2 * math.degrees(math.atan(known.cameras.width / 2 / known.cameras.intrinsics[0, 0, 0]))
         assert made.views.cameras.fov[0].item() == pytest.approx(across, abs=1e-2)
         focal = made.views.cameras.intrinsics[0, [0, 1], [0, 1]].tolist()
-        assert size == "30" or focal[0] == pytest.approx(focal[1], rel=0.01)  # photos are cropped, not squeezed
+        assert focal[0] == pytest.approx(focal[1], rel=0.01)  # photos are cropped, not squeezed
     command.done("generate", "--views", 2, "--size", "16x48", "--out", "wide")
     assert opened("wide").views.images.shape[-2:] == (16, 48)
     assert opened("wide").views.cameras.fov[0].item() == pytest.approx(60, abs=1e-3)
@@ -344,11 +345,23 @@ def test_what_a_size_means() -> None:
     assert parsed_size(" 24X40 ", 480, 640) == (24, 40)
 
 
-def test_help_tells_the_flags_in_groups(capsys) -> None:
+@pytest.mark.parametrize(
+    ("verb", "groups", "flags"),
+    [
+        (generate, "photo camera output model", "cameras fov views size out model device seed steps guidance prompt"),
+        (reconstruct, "photo camera output model", "cameras fov views size out model device"),
+        (render, "camera output model", "trajectory views size out overwrite model device"),
+        (demo, "output model", "out overwrite model device seed"),
+    ],
+    ids=["generate", "reconstruct", "render", "demo"],
+)
+def test_help_tells_the_flags_in_groups(verb: ModuleType, groups: str, flags: str, capsys) -> None:
     with pytest.raises(SystemExit) as stop:
-        generate.run(["--help"])
+        verb.run(["--help"])
     text = capsys.readouterr().out
     assert not stop.value.code
-    for group in ("photo options", "camera options", "output options", "model options"):
-        assert group in text
-    assert "None" not in text
+    assert all(f"{group} options" in text for group in groups.split())
+    assert all(f"--{flag} " in text for flag in flags.split())
+    assert "None" not in text and "''" not in text
+    made_it = "the one that made the scene" if verb is render else "tiny"
+    assert f"(default: {made_it})" in " ".join(text.replace("│", " ").split())

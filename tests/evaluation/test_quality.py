@@ -17,7 +17,6 @@ from diorama.evaluation.metrics import constant_depth_abs_rel, depth_abs_rel, ps
 from diorama.evaluation.quality import (
     BOUND,
     MODEL,
-    apart,
     batches,
     depth_scores,
     difference,
@@ -72,7 +71,7 @@ def test_batches_cover_every_scene_once_and_come_apart_again(data: WorldsCache) 
     parts = list(batches(data, (3, 0), 2, 1))
     assert [list(rows) for rows, _ in parts] == [[0], [1]]
     whole = data.batch(torch.arange(2), torch.tensor([[3, 0]] * 2))
-    for (_, part), single in zip(parts, apart(whole), strict=True):
+    for (_, part), single in zip(parts, whole.apart(), strict=True):
         torch.testing.assert_close(part.images[0], single.images)
         torch.testing.assert_close(part.points[0], single.points)
         torch.testing.assert_close(part.cameras.camera_to_world[0], single.cameras.camera_to_world)
@@ -116,7 +115,7 @@ def test_the_truth_has_no_depth_error_and_all_the_gradient_energy(data: WorldsCa
 
 
 def test_a_scene_is_generated_alike_whatever_its_batch(pipeline: TokenPipeline, data: WorldsCache) -> None:
-    views = apart(data.batch(torch.arange(2), torch.arange(VIEWS).expand(2, -1)))
+    views = data.batch(torch.arange(2), torch.arange(VIEWS).expand(2, -1)).apart()
     conditions, paths = [Condition(scene[0], (0,)) for scene in views], [scene.cameras for scene in views]
     both = sampled(pipeline, conditions, paths, range(2), seeds=2, steps=2, batch=3)
     second = sampled(pipeline, conditions[1:], paths[1:], range(1, 2), seeds=2, steps=2, batch=2)

@@ -71,3 +71,13 @@ def test_time_features_are_frozen_and_kept_with_the_weights():
     t = torch.tensor([0.0, 0.3])
     angles = 2 * math.pi * t[:, None] * embed.frequencies
     torch.testing.assert_close(embed(t), embed.mlp(torch.cat([angles.sin(), angles.cos()], -1)))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_times_in_half_precision(kind):
+    torch.manual_seed(0)
+    embed, t = TimeEmbed(16), torch.linspace(0, 1, 7)
+    exact = embed(t)
+    rough = embed.to(kind)(t)
+    assert rough.dtype == kind
+    torch.testing.assert_close(rough.float(), exact, atol=0.02, rtol=0.02)

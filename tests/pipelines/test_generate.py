@@ -7,7 +7,7 @@ from tests.miniature import DIM, SIDE, TOKENS, images, path, pipeline
 
 from diorama.geometry.rotations import matrix_from_quaternion
 from diorama.geometry.similarity import Similarity
-from diorama.pipelines.base import Cancelled
+from diorama.pipelines.base import Cancelled, ScenePipeline
 from diorama.scene import Condition, Shot, Views
 
 CAMERAS = path()
@@ -140,13 +140,15 @@ def test_a_generation_can_be_cancelled(model):
         (dict(guidance=1.0), 1, [1, 1, 1]),
         (dict(), 2, [2, 2, 2]),
         (dict(interval=(0.5, 0.9)), 2, [1, 2, 1]),  # at times 1, 0.75 and 0.43
+        (dict(condition=Condition()), 1, [1, 1, 1]),  # nothing to guide by
+        (dict(condition=[PHOTO, Condition()]), 3, [2, 2, 2, 1, 1, 1]),
     ],
 )
 def test_guidance_costs_only_where_it_acts(model, monkeypatch, options, encoded, batches):
-    seen, encodings, denoise, encode = [], [], model.denoise, model.encode
+    seen, encodings, denoise, encode = [], [], model.denoise, model.autoencoder.encode
     monkeypatch.setattr(model, "denoise", lambda x, t, known: seen.append(len(x)) or denoise(x, t, known))
-    monkeypatch.setattr(model, "encode", lambda c, w: encodings.append(len(c)) or encode(c, w))
-    model.generate(PHOTO, CAMERAS, **options)
+    monkeypatch.setattr(model.autoencoder, "encode", lambda *what: encodings.append(what) or encode(*what))
+    model.generate(**dict(condition=PHOTO, wanted=CAMERAS) | options)
     assert seen == batches and len(encodings) == encoded
 
 
@@ -210,11 +212,95 @@ def test_a_long_path_is_encoded_from_as_many_poses_as_were_trained():
     assert [int(flags.sum()) for flags in read] == [1, 5]
 
 
+def test_guidance_compares_what_is_known_of_the_same_poses():
+    model, read = pipeline(encoder_views=4), []
+    encode = model.autoencoder.encode
+    model.autoencoder.encode = lambda *what: read.append(what) or encode(*what)
+    cameras = path(9)
+    model.generate(views_at(cameras, 5, 7), cameras)  # neither is among the four that are evenly spread
+    (pictures, rays, visible), (blank, other_rays, hidden) = read
+    assert torch.equal(rays, other_rays)
+    assert visible.sum() == 2 and not hidden.any()
+    assert pictures.any() and not blank.any()
+
+
 def test_a_list_may_know_more_views_than_were_trained_beside_fewer():
     model, cameras = pipeline(encoder_views=2), path(5)
     conditions = [views_at(cameras, 1), views_at(cameras, 0, 2, 3, 4), Condition()]
     for scene, condition in zip(model.generate(conditions, cameras), conditions, strict=True):
         assert (scene.latents - model.generate(condition, cameras).latents).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("shape", [(30, 33), (100, 75), (48, 64), (200, 355), (22, 30), (9, 90)])
+def test_pixels_stay_square_and_little_is_cropped(model, shape):
+    cameras = path(1, *shape)
+    made = model.generate(Condition(), cameras).views.cameras
+    assert made.height % 8 == made.width % 8 == 0 and 0.5 < made.height * made.width / SIDE**2 <= 4
+    torch.testing.assert_close(made.intrinsics[:, 0, 0], made.intrinsics[:, 1, 1])
+    torch.testing.assert_close(made.intrinsics[0, :2, 2], torch.tensor([made.width, made.height]) / 2)
+    fields = [torch.tensor([c.width, c.height]) / c.intrinsics[0, (0, 1), (0, 1)] for c in (made, cameras)]
+    share = fields[0] / fields[1]
+    torch.testing.assert_close(share.max(), torch.tensor(1.0))  # of the longer or the shorter side nothing is lost
+    assert share.min() > 0.75
+
+
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("shape", [(90, 150), (150, 90), (47, 65)])
+def test_a_circle_stays_a_circle(shape, told):
+    """A photo of another shape than the path's, with its camera or without, is cropped, not squeezed."""
+    model, read = pipeline(), []
+    encode = model.autoencoder.encode
+    model.autoencoder.encode = lambda pictures, *what: read.append(pictures) or encode(pictures, *what)
+    wanted = path(2)
+    y, x = torch.meshgrid(*(torch.arange(side) + 0.5 - side / 2 for side in shape), indexing="ij")
+    disc = (x.hypot(y) < 0.35 * min(shape)).float().expand(1, 3, *shape)
+    scene = model.generate(Condition(Views(disc, wanted[0].widened(*shape) if told else None), (0,)), wanted)
+    seen = read[0][0, 0, 0]
+    across = torch.stack([seen.sum(0).max(), seen.sum(1).max()])  # height and width of the disc, in pixels
+    torch.testing.assert_close(across, torch.full((2,), 0.7 * SIDE), atol=0.5, rtol=0)
+    steps = torch.arange(SIDE) + 0.5
+    middle = torch.stack([(seen.sum(0) * steps).sum(), (seen.sum(1) * steps).sum()]) / seen.sum()
+    torch.testing.assert_close(middle, torch.full((2,), SIDE / 2), atol=0.5, rtol=0)
+    assert scene.condition.views.images.shape[-2:] == shape
+    focal = scene.condition.views.cameras.intrinsics[0]
+    torch.testing.assert_close(focal[0, 0], focal[1, 1])
+
+
+def test_far_from_the_origin_a_scene_is_the_same(model):
+    """Half of the earth's circumference away, where singles are two metres apart: doubles go in, doubles come out."""
+    near = CAMERAS.to(torch.float64)
+    world = Similarity.identity(torch.float64)
+    world = replace(world, translation=torch.tensor([5e5, -2e5, 3e5], dtype=torch.float64))
+    far = near.transformed(world)
+    before, after = (model.generate(views_at(cameras, 0, 1), cameras, seed=1) for cameras in (near, far))
+    torch.testing.assert_close(after.latents, before.latents, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(after.views.images, before.views.images, atol=1e-4, rtol=0)
+    assert torch.equal(after.views.cameras.camera_to_world, far.camera_to_world)
+    torch.testing.assert_close(after.views.points, world.apply(before.views.points), atol=1e-2, rtol=0)
+    again = model.render(after, far)
+    torch.testing.assert_close(again.images, after.views.images, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [(torch.bfloat16, 5e-3), (torch.float16, 8e-4)])
+def test_half_precision_makes_nearly_the_same(model, kind, tolerance):
+    half = pipeline().to(kind)
+    assert half.denoiser.dtype == half.autoencoder.dtype == kind
+    exact, rough = (made.generate(PHOTO, CAMERAS, seed=1) for made in (model, half))
+    assert rough.views.images.dtype == rough.latents.dtype == rough.views.points.dtype == torch.float32
+    assert (rough.views.images - exact.views.images).square().mean().sqrt() < tolerance
+    assert (rough.latents - exact.latents).square().mean().sqrt() < 5 * tolerance * exact.latents.std()
+    known = Views(images(3), CAMERAS)
+    exact, rough = (made.reconstruct(known).views.images for made in (model, half))
+    assert (rough - exact).square().mean().sqrt() < tolerance
+
+
+def test_a_family_that_leaves_something_out_cannot_be_made():
+    class Unfinished(ScenePipeline):
+        def noise(self, wanted, seeds):
+            return torch.zeros(1)
+
+    with pytest.raises(TypeError, match="abstract"):
+        Unfinished()
 
 
 def refused(model, condition, wanted=CAMERAS, **options):

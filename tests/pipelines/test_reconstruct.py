@@ -29,7 +29,7 @@ def test_other_views_are_decoded_in_one_frame_with_the_known_ones(model):
     wanted.camera_to_world[1, :3, 3] += 10  # farther away than any known camera
     scene = model.reconstruct(KNOWN, wanted)
     assert scene.views.images.shape == (2, 3, 16, 40) and scene.condition.views is None
-    centers = scene.latent_frame.apply(torch.cat([CAMERAS.centers, wanted.centers]))
+    centers = scene.latent_frame.apply(torch.cat([CAMERAS.centers, wanted.centers])).float()
     torch.testing.assert_close(centers[0], torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(centers.norm(dim=-1).argmax(), torch.tensor(4))
     torch.testing.assert_close(centers.norm(dim=-1).max(), torch.tensor(1.0))

@@ -85,3 +85,17 @@ def test_broken_cameras_are_refused(model, scene):
         model.render(scene, CAMERAS.transformed(Similarity(2 * torch.eye(3), torch.zeros(3), torch.ones(()))))
     with pytest.raises(ValueError, match=r"^cameras of shape \(1, 4, 4, 4\): accepted is one path"):
         model.render(scene, path(4, batch=(1,)))
+
+
+def test_raw_points_are_where_they_were_regressed(model, scene):
+    raw = model.render(scene, CAMERAS, points="raw")
+    assert torch.equal(raw.images, scene.views.images)
+    local = CAMERAS.transformed(scene.latent_frame)
+    with torch.no_grad():
+        decoded = model.autoencoder.decode(scene.latents[None], local.plucker()[None]).points[0]
+    torch.testing.assert_close(scene.latent_frame.apply(raw.points).float(), decoded, atol=1e-4, rtol=1e-3)
+    ahead = raw.depth > 1e-3
+    torch.testing.assert_close(raw.depth[ahead], scene.views.depth[ahead], atol=1e-4, rtol=1e-3)
+    assert (raw.points - scene.views.points)[ahead].norm(dim=-1).max() > 0.1  # off their rays
+    with pytest.raises(ValueError, match=r"^points 'loose': accepted are 'rays' and 'raw'$"):
+        model.render(scene, CAMERAS, points="loose")

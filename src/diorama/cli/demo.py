@@ -1,6 +1,6 @@
 """`diorama demo`: a first scene, without a download and within half a minute."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,8 +8,18 @@ import tyro
 from tyro.conf import Positional, arg
 
 from diorama.cli.generate import Arguments as Everything
-from diorama.cli.generate import ModelFlags, make
-from diorama.cli.requests import CONFIG, OutFlags, PathFlags, PhotoFlags, Request, camera_path, requested, target
+from diorama.cli.generate import SamplingFlags, make
+from diorama.cli.requests import (
+    CONFIG,
+    OutFlags,
+    PathFlags,
+    PhotoFlags,
+    Request,
+    SeedFlags,
+    camera_path,
+    requested,
+    target,
+)
 
 if TYPE_CHECKING:
     from diorama.scene import Views
@@ -27,12 +37,7 @@ class Arguments:
     photo: Annotated[Positional[Path | None], arg(help_behavior_hint="(default: a made-up room)")] = None
     """A photo to start from."""
     output: OutFlags = field(default_factory=OutFlags)
-    model: str = "tiny"
-    """An embedded model's name, or the folder of a saved one."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
-    seed: int = 0
-    """Another seed gives another scene."""
+    model: SeedFlags = field(default_factory=SeedFlags)
 
 
 def run(arguments: list[str]) -> int:
@@ -48,13 +53,13 @@ def run(arguments: list[str]) -> int:
     request = _around(made_up_room()) if options.photo is None else requested(PhotoFlags((options.photo,)), PATH)
     from diorama.pipelines.base import load
 
-    pipeline = load(options.model, options.device)
-    flags = ModelFlags(options.model, options.device, steps=STEPS, seed=options.seed)
+    pipeline = load(options.model.model, options.model.device)
+    flags = SamplingFlags(**asdict(options.model), steps=STEPS)
     make(pipeline, request, Everything(path=PATH, output=options.output, model=flags), out)
     if out.suffix:
         return 0
     print(f"  {out}/video.mp4 shows it, {out}/preview.png at a glance, {out}/points.ply in 3D")
-    model = "" if options.model == "tiny" else f" --model {options.model}"
+    model = "" if flags.model == "tiny" else f" --model {flags.model}"
     print("try next:")
     print(f"  diorama render {out} --trajectory dolly:0.3{model}    the same scene from other cameras, in no time")
     print(f"  diorama generate PHOTO.jpg --trajectory orbit:20{model}    a scene from a photo of yours")

@@ -10,17 +10,7 @@ import tyro
 from tyro.conf import arg
 
 from diorama.cli.progress import Progress, describe
-from diorama.cli.requests import (
-    CONFIG,
-    OutFlags,
-    PathFlags,
-    PhotoFlags,
-    Request,
-    check,
-    fitted,
-    requested,
-    target,
-)
+from diorama.cli.requests import CONFIG, Request, SceneArguments, SeedFlags, check, fitted, requested, target
 
 if TYPE_CHECKING:
     from diorama.pipelines.base import ScenePipeline
@@ -28,31 +18,22 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ModelFlags:
+class SamplingFlags(SeedFlags):
     """What makes it, and how."""
 
-    model: str = "tiny"
-    """An embedded model's name, or the folder of a saved one."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
     steps: Annotated[int | None, arg(help_behavior_hint="(default: the model's)")] = None
     """Sampling steps."""
     guidance: Annotated[float | None, arg(help_behavior_hint="(default: the model's)")] = None
     """How much the photos count: 1 samples without guidance."""
-    seed: int = 0
-    """Another seed gives another scene where the photos leave it open."""
     prompt: Annotated[str | None, arg(help_behavior_hint="")] = None
     """Text, for models trained with it."""
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(SceneArguments):
     """All flags of the command."""
 
-    photo: PhotoFlags = field(default_factory=PhotoFlags)
-    path: Annotated[PathFlags, arg(name="camera")] = field(default_factory=PathFlags)
-    output: OutFlags = field(default_factory=OutFlags)
-    model: ModelFlags = field(default_factory=ModelFlags)
+    model: SamplingFlags = field(default_factory=SamplingFlags)
 
 
 def run(arguments: list[str]) -> int:

@@ -1,40 +1,18 @@
 """`diorama reconstruct`: posed photos become a scene, without diffusion."""
 
 import time
-from dataclasses import dataclass, field, replace
-from typing import Annotated
+from dataclasses import replace
 
 import tyro
-from tyro.conf import arg
 
 from diorama.cli.progress import describe
-from diorama.cli.requests import CONFIG, OutFlags, PathFlags, PhotoFlags, fitted, requested, target
-
-
-@dataclass(frozen=True)
-class ModelFlags:
-    """What makes it."""
-
-    model: str = "tiny"
-    """An embedded model's name, or the folder of a saved one."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """All flags of the command."""
-
-    photo: PhotoFlags = field(default_factory=PhotoFlags)
-    path: Annotated[PathFlags, arg(name="camera")] = field(default_factory=PathFlags)
-    output: OutFlags = field(default_factory=OutFlags)
-    model: ModelFlags = field(default_factory=ModelFlags)
+from diorama.cli.requests import CONFIG, SceneArguments, fitted, requested, target
 
 
 def run(arguments: list[str]) -> int:
     """Encode the photos, decode the wanted views and write them."""
     options = tyro.cli(
-        Arguments,
+        SceneArguments,
         args=arguments,
         prog="diorama reconstruct",
         description="Make a scene from posed photos without diffusion: fast, blurred where nothing was seen.",

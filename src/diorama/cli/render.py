@@ -11,25 +11,15 @@ from tyro.conf import Positional, arg
 from diorama.cli.progress import describe
 from diorama.cli.requests import (
     CONFIG,
+    ModelFlags,
     OutFlags,
     PathFlags,
-    Request,
     camera_path,
     check,
     parsed_size,
-    say_rounding,
+    size_made,
     target,
 )
-
-
-@dataclass(frozen=True)
-class ModelFlags:
-    """What decodes it."""
-
-    model: Annotated[str | None, arg(help_behavior_hint="(default: the one that made the scene)")] = None
-    """An embedded model's name, or the folder of a saved one."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +30,7 @@ class Arguments:
     """The folder of a saved scene."""
     path: Annotated[PathFlags, arg(name="camera")] = field(default_factory=PathFlags)
     output: OutFlags = field(default_factory=OutFlags)
-    model: ModelFlags = field(default_factory=ModelFlags)
+    model: ModelFlags = field(default_factory=lambda: ModelFlags(model=""))
 
 
 def run(arguments: list[str]) -> int:
@@ -66,15 +56,16 @@ def run(arguments: list[str]) -> int:
         raise ValueError(f"{options.scene}: no saved scene; 'diorama generate' or 'diorama reconstruct' makes one")
     if scene.latents is None or scene.views.cameras is None:
         raise ValueError(f"{options.scene}: a scene without latents, which cannot be rendered again")
-    wanted = Request(camera_path(flags, scene.views.cameras[0])).sized(flags.size).wanted
+    wanted = camera_path(flags, scene.views.cameras[0])
     model = options.model.model or scene.provenance.model
-    if options.model.model is None and model not in embedded_models():
+    if not options.model.model and model not in embedded_models():
         raise ValueError(f"{options.scene}: made by {model!r}, which is not embedded; give its folder by --model")
     pipeline = load(model, options.model.device)
+    if flags.size is not None:
+        wanted = wanted.fitted(*size_made(pipeline, flags.size, wanted.height, wanted.width))
     began = time.monotonic()
     views = pipeline.render(scene, wanted)
     made = time.monotonic()
-    say_rounding(flags.size, wanted, *views.images.shape[-2:])
     settings = {**scene.provenance.settings, "trajectory": flags.trajectory or "default"}
     rendered = replace(
         scene,

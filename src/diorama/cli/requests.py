@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
 SIDE = 1024  # pixels of cameras without a photo, until the model is known
 SAME = 1e-4  # share of the path's extent, radians, image widths: cameras nearer than this are one
+OWN_MODEL = {"''": "the one that made the scene"}  # as tyro shows the default of `render`
 CAPTURES = ("transforms.json", "cameras.json")
 
 
@@ -60,6 +61,36 @@ class OutFlags:
 
 
 @dataclass(frozen=True)
+class ModelFlags:
+    """What makes it, and how."""
+
+    model: Annotated[str, arg(help_behavior_hint=lambda default: f"(default: {OWN_MODEL.get(default, default)})")] = (
+        "tiny"
+    )
+    """An embedded model's name, or the folder of a saved one."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+
+
+@dataclass(frozen=True)
+class SeedFlags(ModelFlags):
+    """What makes it, and how."""
+
+    seed: int = 0
+    """Another seed gives another scene where the photos leave it open."""
+
+
+@dataclass(frozen=True)
+class SceneArguments:
+    """All flags of a command that makes scenes from photos."""
+
+    photo: PhotoFlags = field(default_factory=PhotoFlags)
+    path: Annotated[PathFlags, arg(name="camera")] = field(default_factory=PathFlags)
+    output: OutFlags = field(default_factory=OutFlags)
+    model: ModelFlags = field(default_factory=ModelFlags)
+
+
+@dataclass(frozen=True)
 class Request:
     """Known views at some places of the wanted ones."""
 
@@ -73,23 +104,19 @@ class Request:
 
         return Condition(self.known, self.at, prompt)
 
-    def sized(self, size: str | None) -> "Request":
+    def sized(self, height: int, width: int) -> "Request":
         """The same views at another size; photos of another shape are cropped around their centre, and that is said."""
-        if size is None:
-            return self
-        height, width = self.wanted.height, self.wanted.width
-        new = parsed_size(size, height, width)
-        part = min(height / new[0], width / new[1])
-        crop = (round(new[0] * part), round(new[1] * part))
-        window = ((height - crop[0]) // 2, (width - crop[1]) // 2, *crop)
-        known = self.known
-        if known is not None and crop != (height, width):
-            print(f"photos of {height}x{width} pixels are cropped to {crop[0]}x{crop[1]}")
-            top, left = window[:2]
-            images = known.images[..., top : top + crop[0], left : left + crop[1]]
-            cameras = None if known.cameras is None else known.cameras.cropped(*window)
-            known = replace(known, images=images, cameras=cameras)
-        return replace(self, wanted=self.wanted.cropped(*window).resized(*new), known=known)
+        old = (self.wanted.height, self.wanted.width)
+        part = min(old[0] / height, old[1] / width)
+        crop = (max(1, round(height * part)), max(1, round(width * part)))
+        if self.known is None or crop == old:
+            return replace(self, wanted=self.wanted.fitted(height, width))
+        print(f"photos of {old[0]}x{old[1]} pixels are cropped to {crop[0]}x{crop[1]}")
+        top, left = ((whole - side) // 2 for whole, side in zip(old, crop, strict=True))
+        cameras = None if self.known.cameras is None else self.known.cameras.cropped(top, left, *crop)
+        images = self.known.images[..., top : top + crop[0], left : left + crop[1]]
+        wanted = self.wanted.cropped(top, left, *crop).fitted(height, width)
+        return replace(self, wanted=wanted, known=replace(self.known, images=images, cameras=cameras))
 
 
 def requested(photos: PhotoFlags, path: PathFlags) -> Request:
@@ -124,13 +151,13 @@ def requested(photos: PhotoFlags, path: PathFlags) -> Request:
 
 def camera_path(flags: PathFlags, start: "Cameras") -> "Cameras":
     """The wanted cameras: a movement from `start`, or a file's, widened to its image shape."""
-    from diorama.data.cameras import read_cameras, widened
+    from diorama.data.cameras import read_cameras
     from diorama.geometry.trajectories import trajectory
 
     text = flags.trajectory or "orbit"
     if is_file(text):
         found = read_cameras(text, unstated=(start.height, start.width))
-        return widened(found[thinned(found.views, flags.views)], start.height, start.width)
+        return found[thinned(found.views, flags.views)].widened(start.height, start.width)
     name, _, amount = text.partition(":")
     try:
         amplitude = float(amount) if amount else None
@@ -160,34 +187,36 @@ def is_file(trajectory: str) -> bool:
     return trajectory.lower().endswith(".json") or Path(trajectory).exists()
 
 
-def parsed_size(text: str, height: int, width: int) -> tuple[int, int]:
+def parsed_size(text: str, height: int, width: int) -> tuple[float, float]:
     """Height and width that `N` (longer side of the shape `height` by `width`) or `HxW` mean; ValueError if nothing."""
     match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text.strip().lower())
     if match is None or "0" in {(group or "1").lstrip("0") or "0" for group in match.groups()}:
         raise ValueError(f"--size {text}: accepted are 64 (longer side) or 48x64 (height x width), in pixels")
     first, second = match.groups()
     if second is not None:
-        return int(first), int(second)
+        return float(first), float(second)
     scale = int(first) / max(height, width)
-    return max(1, round(height * scale)), max(1, round(width * scale))
+    return height * scale, width * scale
 
 
 def fitted(pipeline: "ScenePipeline", request: Request, size: str | None, prompt: str | None = None) -> Any:
     """Condition and cameras as the model takes them: of about the size it was trained at, or near the one asked for."""
-    request = request.sized(size)
-    asked = request.wanted
+    height, width = request.wanted.height, request.wanted.width
     if size is None:
-        scale = math.sqrt(pipeline.config.pixels / (asked.height * asked.width))
-        asked = asked.resized(max(1, round(asked.height * scale)), max(1, round(asked.width * scale)))
-    condition, wanted = pipeline.prepared(request.condition(prompt), asked)
-    say_rounding(size, asked, wanted.height, wanted.width)
-    return condition, wanted
+        scale = math.sqrt(pipeline.config.pixels / (height * width))
+        request = replace(request, wanted=request.wanted.fitted(*pipeline.size_near(height * scale, width * scale)))
+    else:
+        request = request.sized(*size_made(pipeline, size, height, width))
+    return pipeline.prepared(request.condition(prompt), request.wanted)
 
 
-def say_rounding(size: str | None, asked: "Cameras", height: int, width: int) -> None:
-    """Tell when a --size was given and the model makes another one."""
-    if size is not None and (height, width) != (asked.height, asked.width):
-        print(f"{asked.height}x{asked.width} pixels become {height}x{width}, which this model can make")
+def size_made(pipeline: "ScenePipeline", size: str, height: int, width: int) -> tuple[int, int]:
+    """Height and width that the model makes where a --size is asked for, of the shape `height` by `width`."""
+    asked = parsed_size(size, height, width)
+    made = pipeline.size_near(*asked)
+    if made != tuple(map(round, asked)):
+        print(f"{round(asked[0])}x{round(asked[1])} pixels become {made[0]}x{made[1]}, which this model can make")
+    return made
 
 
 def check(flag: str, value: Any, good: bool, accepted: str) -> None:
@@ -272,12 +301,12 @@ def _read(files: tuple[Path, ...]) -> "Views":
 
 def _fitting(file: Path, cameras: "Cameras", count: int, height: int, width: int) -> "Cameras":
     """The cameras at the photos' size; ValueError where number or shape differ."""
-    from diorama.data.cameras import GEN3R_SIZE, widened
+    from diorama.data.cameras import GEN3R_SIZE
 
     if cameras.views != count:
         raise ValueError(f"{file}: {cameras.views} cameras for {count} photos; accepted is one for each")
     if cameras.height == cameras.width == GEN3R_SIZE:
-        return widened(cameras, height, width)
+        return cameras.widened(height, width)
     if abs(math.log(cameras.width / cameras.height * height / width)) > 0.02:
         found = f"cameras of {cameras.height}x{cameras.width} for photos of {height}x{width}"
         raise ValueError(f"{file}: {found}; accepted is one shape for both")
@@ -286,25 +315,16 @@ def _fitting(file: Path, cameras: "Cameras", count: int, height: int, width: int
 
 def _with_known(known: "Views", path: "Cameras") -> Request:
     """A path that passes through the known views; those that it misses are put in front."""
-    import torch
-
     assert known.cameras is not None
-    extent = (path.centers - path.centers[:1]).norm(dim=-1).amax().clamp(min=1e-6)
     there: list[int | None] = []
-    for pose, matrix in zip(known.cameras.camera_to_world, known.cameras.intrinsics, strict=True):
-        turn = (path.camera_to_world[:, :3, :3] - pose[:3, :3]).abs().amax((-1, -2))
-        shift = (path.centers - pose[:3, 3]).norm(dim=-1) / extent
-        lens = (path.intrinsics - matrix).abs().amax((-1, -2)) / path.width
-        same = torch.stack([turn, shift, lens]).amax(0) < SAME
-        free = [place for place in same.nonzero().flatten().tolist() if place not in there]
+    for camera in known.cameras:
+        far = path.deviation(camera)
+        far[:, 1] /= path.extent.clamp(min=1e-6)
+        free = [place for place in (far.amax(-1) < SAME).nonzero().flatten().tolist() if place not in there]
         there.append(free[0] if free else None)
     missed = [number for number, place in enumerate(there) if place is None]
     if missed:
         print(f"{len(missed)} of {len(known)} photos are not on the path: their views come before it")
-    wanted = replace(
-        path,
-        camera_to_world=torch.cat([known.cameras[missed].camera_to_world, path.camera_to_world]),
-        intrinsics=torch.cat([known.cameras[missed].intrinsics, path.intrinsics]),
-    )
+    wanted = known.cameras[missed].joined(path)
     at = tuple(missed.index(i) if place is None else len(missed) + place for i, place in enumerate(there))
     return Request(wanted, known, at)

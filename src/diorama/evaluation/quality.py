@@ -3,7 +3,6 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -47,20 +46,6 @@ def batches(data: WorldsCache, places: Sequence[int], scenes: int, size: int) ->
     for start in range(0, scenes, size):
         rows = range(start, min(start + size, scenes))
         yield rows, data.batch(torch.tensor(rows), torch.tensor(places).expand(len(rows), -1))
-
-
-def apart(views: Views) -> list[Views]:
-    """A batch of scenes' views as one record a scene."""
-    cameras: Cameras = views.cameras  # type: ignore[assignment]
-    return [
-        Views(
-            views.images[row],
-            replace(cameras, camera_to_world=cameras.camera_to_world[row], intrinsics=cameras.intrinsics[row]),
-            None if views.points is None else views.points[row],
-            None if views.confidence is None else views.confidence[row],
-        )
-        for row in range(len(views.images))
-    ]
 
 
 def images_of(scenes: Sequence[Scene]) -> Float[Tensor, "scene view 3 height width"]:
@@ -126,7 +111,7 @@ def reconstruction(
     found: dict[str, list[Scores]] = defaultdict(list)
     for _, views in batches(data, order, len(data), batch):
         known, target = views[:count], views[count:]
-        scenes = pipeline.reconstruct(apart(known), [scene.cameras for scene in apart(target)])  # type: ignore[misc]
+        scenes = pipeline.reconstruct(known.apart(), target.cameras.apart())  # type: ignore[union-attr]
         pictures = baseline_pictures(known, target.cameras, blur)  # type: ignore[arg-type]
         pictures |= {BOUND: depth_warp(known, target), MODEL: images_of(scenes)}
         for name, images in pictures.items():
@@ -184,7 +169,7 @@ def generation(
     sample = partial(sampled, pipeline, seeds=seeds, steps=steps, batch=batch)
     found = []
     for rows, views in batches(data, range(data.views), scenes, batch):
-        known, unseen, single = views[:1], views[1:], apart(views)
+        known, unseen, single = views[:1], views[1:], views.apart()
         paths: list[Cameras] = [scene.cameras for scene in single]  # type: ignore[misc]
         made = sample([Condition(scene[0], (0,)) for scene in single], paths, rows)
         free = sample([Condition()] * len(single), paths, rows)

@@ -1,7 +1,7 @@
 """The one interface: a condition and wanted cameras go in, a scene comes out, whatever the models inside."""
 
 import json
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from importlib import import_module, metadata
 from importlib.resources import files
@@ -29,12 +29,12 @@ class Cancelled(Exception):
 class Context(NamedTuple):
     """What denoising and decoding need to know of a batch of requests."""
 
-    known: Tensor  # the condition as the denoiser reads it, batch first
-    cameras: Cameras  # wanted, "batch view", in the caller's world
-    frame: Similarity | None  # world -> latent frame, batch
+    known: Tensor  # the conditions as the denoiser reads them, batch first
+    wanted: Sequence[Any]  # what was asked for, in the callers' worlds
+    frames: Sequence[Similarity | None]  # world -> latent frame of each
 
 
-class ScenePipeline(DiffusionPipeline):
+class ScenePipeline(DiffusionPipeline, ABC):
     """What all families share: batching, the sampling loop, guidance, seeds, progress and provenance."""
 
     config: Any  # what __init__ registered, by attribute
@@ -100,7 +100,8 @@ class ScenePipeline(DiffusionPipeline):
         scenes: dict[int, Scene] = {}
         groups: dict[Any, list[int]] = {}
         for index, (known, path) in enumerate(requests):
-            shape = (path.views, path.height, path.width, len({0, *known.at}))  # of all that the encoder reads
+            # Of one shape in all that the encoder reads; and without what is known, guidance has nothing to compare.
+            shape = (path.views, path.height, path.width, len({0, *known.at}), known.views is None)
             groups.setdefault(shape, []).append(index)
         for number, members in enumerate(groups.values()):
             report = _part_of(on_step, number, len(groups))
@@ -114,7 +115,7 @@ class ScenePipeline(DiffusionPipeline):
     ) -> list[Scene]:
         conditions, wanted = [c for c, _ in requests], [path for _, path in requests]
         context = self.encode(conditions, wanted)
-        null = None if settings["guidance"] == 1 else self.encode([self.null(c) for c in conditions], wanted)
+        null = None if settings["guidance"] == 1 else self.null(conditions, wanted)
         latents = self.noise(wanted, seeds)
         self.scheduler.set_timesteps(sigmas=uniform_sigmas(settings["steps"]), device=latents.device)
         for index, time in enumerate(self.scheduler.timesteps):
@@ -134,7 +135,7 @@ class ScenePipeline(DiffusionPipeline):
                 views=views[i],
                 condition=conditions[i],
                 latents=latents[i].cpu(),
-                latent_frame=_frame(context.frame, i),
+                latent_frame=context.frames[i],
                 provenance=self.provenance(seeds[i], settings),
             )
             for i in range(len(requests))
@@ -148,6 +149,10 @@ class ScenePipeline(DiffusionPipeline):
         return Provenance(self.config.title, self.config.licence, seed, plain, versions)
 
     @abstractmethod
+    def size_near(self, height: int | float, width: int | float) -> tuple[int, int]:
+        """The height and width in pixels that the model makes where these are asked for."""
+
+    @abstractmethod
     def prepared(self, condition: Condition, wanted: Cameras | Shot) -> tuple[Condition, Any]:
         """The request at a size the model can make, checked: ValueError before any heavy work."""
 
@@ -156,8 +161,8 @@ class ScenePipeline(DiffusionPipeline):
         """What the denoiser and the decoder need to know of requests of equal shape."""
 
     @abstractmethod
-    def null(self, condition: Condition) -> Condition:
-        """The condition of guidance's other branch."""
+    def null(self, conditions: Sequence[Condition], wanted: Sequence[Any]) -> Context | None:
+        """What guidance's other branch knows of the same requests; None where it would be the same branch again."""
 
     @abstractmethod
     def noise(self, wanted: Sequence[Any], seeds: Sequence[int]) -> Float[Tensor, "batch *latent"]:
@@ -220,12 +225,6 @@ def pick_device(device: str) -> torch.device:
             f"device {device!r}: accepted here are auto, {', '.join(n for n, there in present.items() if there)}"
         )
     return torch.device(device)
-
-
-def _frame(frame: Similarity | None, index: int) -> Similarity | None:
-    if frame is None:
-        return None
-    return Similarity(frame.rotation[index], frame.translation[index], frame.scale[index]).to("cpu")
 
 
 def _part_of(on_step: OnStep | None, number: int, groups: int) -> OnStep | None:

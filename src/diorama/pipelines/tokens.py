@@ -1,8 +1,10 @@
 """3DRAE + 3DDiT behind the one interface: photos to latent tokens, tokens to views."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, overload
 
@@ -19,7 +21,6 @@ from diorama.models.rae3d import RAE3D
 from diorama.pipelines.base import Context, ScenePipeline
 from diorama.scene import Condition, Scene, Shot, Views
 
-POSE_TOLERANCE = 1e-3  # of a known camera against the wanted one: share of the path's extent, radians, image widths
 VIEWS_AT_ONCE = 32  # decoded together, which bounds the memory that a long path needs
 MIN_DEPTH = 1e-4  # of decoded points, in the latent frame: in front of the camera by contract
 
@@ -28,7 +29,8 @@ def encode_views(
     autoencoder: RAE3D, views: Views, cameras: Cameras, visible: Bool[Tensor, "batch view"]
 ) -> Float[Tensor, "batch token dim"]:
     """Latents of views whose `cameras` are in the latent frame; hidden views give their pose alone."""
-    return autoencoder.encode(views.images, cameras.plucker(), visible)
+    images, rays = (values.to(autoencoder.dtype) for values in (views.images, cameras.plucker()))
+    return autoencoder.encode(images, rays, visible)
 
 
 class TokenPipeline(ScenePipeline):
@@ -91,57 +93,59 @@ class TokenPipeline(ScenePipeline):
             raise ValueError(f"{self.config.title} was trained without text: leave the prompt out")
         if condition.label is not None:
             raise ValueError(f"{self.config.title} was trained without classes: leave the label out")
-        wanted = _single(wanted)
-        path = self.fitted(wanted)
-        if condition.views is None:
-            return condition, path
-        outside = [place for place in condition.at if place >= path.views]
-        if outside:
-            raise ValueError(f"known view at place {outside[0]} of {path.views} wanted views; places count from 0")
-        known = condition.views.to("cpu", torch.float32)
-        if known.images.ndim != 4:
-            raise ValueError(
-                f"known images of shape {tuple(known.images.shape)}: accepted is (views, 3, height, width)"
-            )
-        if known.cameras is None:
-            known = replace(known, cameras=wanted[condition.at].resized(*known.images.shape[-2:]))
-        _check_same(_single(known.cameras), path, condition.at)  # type: ignore[arg-type]
-        return replace(condition, views=known), path
+        wanted = wanted.path()
+        return condition.along(wanted), self.fitted(wanted)
+
+    def size_near(self, height: int | float, width: int | float) -> tuple[int, int]:
+        """The height and width that this model makes where these are asked for: whole patches, about the trained area.
+
+        Whole patches are kept up to four times that area. In place of another size comes, of the four next to it, the
+        one of the nearest proportions, for which least is cropped.
+        """
+        patch, area = self.autoencoder.config.patch, height * width
+        if height % patch == width % patch == 0 and area <= 4 * self.config.pixels:
+            return int(height), int(width)
+        exact = [side * (self.config.pixels / area) ** 0.5 / patch for side in (height, width)]
+        near = product(*({max(1, math.floor(count)), math.ceil(count)} for count in exact))
+
+        def unlike(counts: tuple[int, int]) -> tuple[float, float]:
+            tall, wide = (math.log(count / wish) for count, wish in zip(counts, exact, strict=True))
+            return round(abs(tall - wide), 6), abs(tall + wide)  # proportions first, then area
+
+        rows, columns = min(near, key=unlike)
+        return rows * patch, columns * patch
 
     def fitted(self, cameras: Cameras) -> Cameras:
-        """The same views at sides this model can decode: multiples of the patch, and of the trained area or near it."""
-        patch, area = self.autoencoder.config.patch, cameras.height * cameras.width
-        if cameras.height % patch == cameras.width % patch == 0 and area <= 4 * self.config.pixels:
-            return cameras
-        scale = (self.config.pixels / area) ** 0.5
-        height, width = (max(1, round(side * scale / patch)) * patch for side in (cameras.height, cameras.width))
-        return cameras.resized(height, width)
+        """The same views at a size that this model makes, cropped around their centre if it has other proportions."""
+        return cameras.fitted(*self.size_near(cameras.height, cameras.width))
 
     def encode(self, conditions: Sequence[Condition], wanted: Sequence[Cameras]) -> Context:
         """Normalised latents of the wanted poses, of which only the known ones show their image."""
-        cameras = _stack(wanted)
-        local, frame = cameras.normalized()
-        chosen = [_spread(cameras.views, condition.at, self.config.encoder_views) for condition in conditions]
-        images = torch.zeros(len(wanted), len(chosen[0]), 3, cameras.height, cameras.width)
-        visible = torch.zeros(len(wanted), len(chosen[0]), dtype=torch.bool)
-        for row, (condition, places) in enumerate(zip(conditions, chosen, strict=True)):
-            if condition.views is not None:
-                slots = [places.index(place) for place in condition.at]
-                images[row, slots] = condition.views.resized(cameras.height, cameras.width).images
-                visible[row, slots] = True
-        index = torch.tensor(chosen)[..., None, None]
-        poses = replace(
-            local,
-            camera_to_world=local.camera_to_world.gather(1, index.expand(-1, -1, 4, 4)),
-            intrinsics=local.intrinsics.gather(1, index.expand(-1, -1, 3, 3)),
-        ).to(self.device)
-        views = Views(images.to(self.device), poses)
-        latents = encode_views(self.autoencoder, views, poses, visible.to(self.device))
-        return Context(self.autoencoder.normalize(latents), cameras, frame)
+        return self._encode(conditions, wanted, shown=True)
 
-    def null(self, condition: Condition) -> Condition:
-        """The poses without the images (3DDiT section 3.4)."""
-        return Condition()
+    def null(self, conditions: Sequence[Condition], wanted: Sequence[Cameras]) -> Context | None:
+        """The same poses without the images (3DDiT section 3.4)."""
+        if all(condition.views is None for condition in conditions):
+            return None
+        return self._encode(conditions, wanted, shown=False)
+
+    def _encode(self, conditions: Sequence[Condition], wanted: Sequence[Cameras], *, shown: bool) -> Context:
+        frames = [path.to(torch.float64).normalized()[1] for path in wanted]
+        places = [
+            _spread(path.views, c.at, self.config.encoder_views) for c, path in zip(conditions, wanted, strict=True)
+        ]
+        read = [path[at] for path, at in zip(wanted, places, strict=True)]
+        local = _in_frames(read, frames)
+        images = torch.zeros(*local.camera_to_world.shape[:2], 3, local.height, local.width)
+        visible = torch.zeros(images.shape[:2], dtype=torch.bool)
+        for row, condition in enumerate(conditions):
+            if condition.views is not None and shown:
+                slots = [places[row].index(place) for place in condition.at]
+                images[row, slots] = condition.views.images_for(wanted[row][condition.at])
+                visible[row, slots] = True
+        local = local.to(self.device)
+        latents = encode_views(self.autoencoder, Views(images.to(self.device), local), local, visible.to(self.device))
+        return Context(self.autoencoder.normalize(latents), wanted, frames)
 
     def noise(self, wanted: Sequence[Any], seeds: Sequence[int]) -> Float[Tensor, "batch token channel"]:
         """Gaussian tokens; each request's come from its own seed on the CPU."""
@@ -150,14 +154,15 @@ class TokenPipeline(ScenePipeline):
         return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(self.device)
 
     def denoise(self, latents: Tensor, t: float, known: Tensor) -> Tensor:
-        """DiT3D's velocity."""
-        return self.denoiser(latents, latents.new_full((latents.shape[0],), t), known).velocity
+        """DiT3D's velocity, in single precision as is all between the models."""
+        times = torch.full((len(latents),), t, device=latents.device)
+        kind = self.denoiser.dtype
+        return self.denoiser(latents.to(kind), times, known.to(kind)).velocity.float()
 
     def decode(self, latents: Tensor, context: Context) -> tuple[list[Views], Tensor]:
         """The wanted views, and the latents as the autoencoder reads them."""
         raw = self.autoencoder.denormalize(latents)
-        views = self._decode(raw, context.cameras, context.frame)  # type: ignore[arg-type]
-        return [_one(views, row) for row in range(latents.shape[0])], raw
+        return self._decode(raw, context.wanted, context.frames), raw  # type: ignore[arg-type]
 
     @overload
     def reconstruct(self, views: Views, wanted: Cameras | None = None) -> Scene: ...
@@ -174,43 +179,47 @@ class TokenPipeline(ScenePipeline):
         A sequence of equally shaped views gives a list of scenes, encoded and decoded as one batch.
         """
         items = [views] if isinstance(views, Views) else list(views)
-        paths = [item.cameras for item in items if item.cameras is not None]
         if not items:
             return []
-        if len(paths) != len(items):
+        posed = [item.cameras.path() for item in items if item.cameras is not None]
+        if len(posed) != len(items):
             raise ValueError(
-                f"{len(paths)} of {len(items)} sets of views have cameras; reconstruct needs them in every one"
+                f"{len(posed)} of {len(items)} sets of views have cameras; reconstruct needs them in every one"
             )
-        sources = [_single(path) for path in paths]
-        if wanted is not None:
-            paths = [wanted] * len(items) if isinstance(wanted, Cameras) else list(wanted)
+        paths = posed if wanted is None else [wanted] * len(items) if isinstance(wanted, Cameras) else list(wanted)
         if len(paths) != len(items):
             raise ValueError(f"{len(items)} sets of views but {len(paths)} camera paths: accepted is one each")
-        targets = [self.fitted(_single(path)) for path in paths]
-        poses = _stack([self.fitted(path) for path in sources])
-        known = torch.stack([item.resized(poses.height, poses.width).images for item in items]).float()
+        targets = [self.fitted(path.path()) for path in paths]
         # One frame for what is known and what is wanted: the first known view's, the farthest camera of all at 1.
-        together = _stack([_joined(a, b) for a, b in zip(sources, targets, strict=True)])
-        _, frame = together.normalized()
-        local = poses.transformed(frame).to(self.device)
-        visible = torch.ones(len(items), poses.views, dtype=torch.bool, device=self.device)
-        latents = encode_views(self.autoencoder, Views(known.to(self.device), local), local, visible)
-        made = self._decode(latents, _stack(targets), frame)
+        frames = [a.joined(b).to(torch.float64).normalized()[1] for a, b in zip(posed, targets, strict=True)]
+        read = [self.fitted(path) for path in posed]
+        local = _in_frames(read, frames).to(self.device)
+        known = [Views(item.images.cpu().float(), cameras) for item, cameras in zip(items, posed, strict=True)]
+        images = torch.stack([item.images_for(path) for item, path in zip(known, read, strict=True)])
+        shown = Views(images.to(self.device), local)
+        visible = torch.ones(shown.images.shape[:2], dtype=torch.bool, device=self.device)
+        latents = encode_views(self.autoencoder, shown, local, visible)
+        made = self._decode(latents, targets, frames)
         scenes = [
             Scene(
-                views=_one(made, row),
+                views=made[row],
                 condition=Condition(item, tuple(range(len(item)))) if wanted is None else Condition(),
                 latents=latents[row].cpu(),
-                latent_frame=Similarity(frame.rotation[row], frame.translation[row], frame.scale[row]),
-                provenance=self.provenance(None, {"known_views": poses.views}),
+                latent_frame=frames[row],
+                provenance=self.provenance(None, {"known_views": len(item)}),
             )
             for row, item in enumerate(items)
         ]
         return scenes[0] if isinstance(views, Views) else scenes
 
     @torch.no_grad()
-    def render(self, scene: Scene, cameras: Cameras) -> Views:
-        """More views of a scene through its own latents; no sampling. ValueError for a scene without latents."""
+    def render(self, scene: Scene, cameras: Cameras, *, points: str = "rays") -> Views:
+        """More views of a scene through its own latents; no sampling. ValueError for a scene without latents.
+
+        Points are moved onto their pixels' rays; "raw" leaves them where they were regressed, as the paper does.
+        """
+        if points not in ("rays", "raw"):
+            raise ValueError(f"points {points!r}: accepted are 'rays' and 'raw'")
         if scene.latents is None or scene.latent_frame is None:
             raise ValueError(
                 "this scene holds no latents of 3DRAE; it can be shown and exported, but not rendered again"
@@ -220,63 +229,40 @@ class TokenPipeline(ScenePipeline):
             raise ValueError(
                 f"scene latents of shape {tuple(scene.latents.shape)}; {self.config.title} reads {expected}"
             )
-        frame = scene.latent_frame
-        batch = Similarity(frame.rotation[None], frame.translation[None], frame.scale[None])
-        path = _stack([self.fitted(_single(cameras))])
-        return _one(self._decode(scene.latents[None].to(self.device), path, batch), 0)
+        path, latents = self.fitted(cameras.path()), scene.latents[None].to(self.device)
+        return self._decode(latents, [path], [scene.latent_frame.to(torch.float64)], raw=points == "raw")[0]
 
-    def _decode(self, latents: Tensor, cameras: Cameras, frame: Similarity) -> Views:
-        scene, local = self.autoencoder.cache(latents), cameras.transformed(frame)
+    def _decode(
+        self, latents: Tensor, paths: Sequence[Cameras], frames: Sequence[Similarity], *, raw: bool = False
+    ) -> list[Views]:
+        scene, local = self.autoencoder.cache(latents), _in_frames(paths, frames)
         size = max(1, VIEWS_AT_ONCE // len(latents))
-        parts = [
-            self.autoencoder.decode(scene, local[start : start + size].plucker().to(self.device))
-            for start in range(0, cameras.views, size)
-        ]
+        parts = []
+        for start in range(0, local.views, size):
+            rays = local[start : start + size].plucker().to(self.device, self.autoencoder.dtype)
+            parts.append([None if x is None else x.float().cpu() for x in self.autoencoder.decode(scene, rays)])
         images, points, confidence = (
-            None if values[0] is None else torch.cat([value.float().cpu() for value in values], 1)
-            for values in zip(*parts, strict=True)
+            None if values[0] is None else torch.cat(values, 1) for values in zip(*parts, strict=True)
         )
-        views = Views(images.clamp(0, 1), cameras)  # type: ignore[union-attr]
-        if points is None or confidence is None:
-            return views
-        # The regressed point keeps its depth and moves onto its pixel's ray.
-        depth = Views(views.images, local, points).depth.clamp(min=MIN_DEPTH)  # type: ignore[union-attr]
-        depth = depth / frame.scale[:, None, None, None]
-        return replace(views, points=cameras.unproject(depth), confidence=confidence - 1)
+        views = Views(images.clamp(0, 1), local, points, None if confidence is None else confidence - 1)
+        return [_in_world(*row, raw=raw) for row in zip(views.apart(), paths, frames, strict=True)]
 
 
-def _single(path: Cameras) -> Cameras:
-    """One path of usable cameras on the CPU, where frames are computed; ValueError for what is none."""
-    if path.camera_to_world.ndim != 3 or path.views == 0:
-        shape = tuple(path.camera_to_world.shape)
-        raise ValueError(f"cameras of shape {shape}: accepted is one path of shape (views, 4, 4)")
-    return path.to("cpu", torch.float32).checked()
+def _in_frames(paths: Sequence[Cameras], frames: Sequence[Similarity]) -> Cameras:
+    """Paths as one batch, each in its latent frame: moved in doubles, as far from the origin singles are too coarse."""
+    moved = [path.to(torch.float64).transformed(frame) for path, frame in zip(paths, frames, strict=True)]
+    return Cameras.stacked(moved).to(torch.float32)
 
 
-def _stack(paths: Sequence[Cameras]) -> Cameras:
-    sizes = {(path.views, path.height, path.width) for path in paths}
-    if len(sizes) > 1:
-        raise ValueError(f"paths of different shapes (views, height, width) {sorted(sizes)} in one batch")
-    return replace(
-        paths[0],
-        camera_to_world=torch.stack([path.camera_to_world for path in paths]),
-        intrinsics=torch.stack([path.intrinsics for path in paths]),
-    )
-
-
-def _joined(first: Cameras, second: Cameras) -> Cameras:
-    poses = torch.cat([first.camera_to_world, second.camera_to_world])
-    return Cameras(poses, torch.cat([first.intrinsics, second.intrinsics]), first.height, first.width)
-
-
-def _one(views: Views, row: int) -> Views:
-    cameras: Cameras = views.cameras  # type: ignore[assignment]
-    return Views(
-        views.images[row],
-        replace(cameras, camera_to_world=cameras.camera_to_world[row], intrinsics=cameras.intrinsics[row]),
-        None if views.points is None else views.points[row],
-        None if views.confidence is None else views.confidence[row],
-    )
+def _in_world(views: Views, path: Cameras, frame: Similarity, *, raw: bool) -> Views:
+    """Decoded views with the cameras that were asked for, and with their points in the same world."""
+    if views.points is None:
+        return replace(views, cameras=path)
+    if raw:
+        points = frame.inverse().apply(views.points.to(frame.scale)).to(path.camera_to_world)
+    else:  # the regressed point keeps its depth and moves onto its pixel's ray
+        points = path.unproject(views.depth.clamp(min=MIN_DEPTH) / frame.scale)  # type: ignore[union-attr]
+    return replace(views, cameras=path, points=points)
 
 
 def _spread(views: int, known: tuple[int, ...], most: int) -> list[int]:
@@ -288,16 +274,3 @@ def _spread(views: int, known: tuple[int, ...], most: int) -> list[int]:
         if len(places) < most:
             places.add(place)
     return sorted(places)
-
-
-def _check_same(known: Cameras, wanted: Cameras, at: tuple[int, ...]) -> None:
-    there = wanted[at]
-    angle = (known.camera_to_world[:, :3, :3] - there.camera_to_world[:, :3, :3]).abs().amax((-1, -2))
-    extent = (wanted.centers - wanted.centers[:1]).norm(dim=-1).amax().clamp(min=1e-6)
-    shift = (known.centers - there.centers).norm(dim=-1) / extent
-    lens = (known.resized(there.height, there.width).intrinsics - there.intrinsics).abs().amax((-1, -2)) / there.width
-    for place, *errors in zip(at, angle, shift, lens, strict=True):
-        names = ("orientation", "position", "intrinsics")
-        wrong = [name for name, error in zip(names, errors, strict=True) if error > POSE_TOLERANCE]
-        if wrong:
-            raise ValueError(f"the known view at place {place} has another {wrong[0]} than the wanted camera there")
