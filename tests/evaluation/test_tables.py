@@ -34,6 +34,13 @@ def changed(folder, file, change):
     return folder
 
 
+def without(run, metric):
+    """The run with no number for a metric."""
+    for scene in run.scenes:
+        scene["metrics"].pop(metric, None)
+    return run
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(17.1, "17.10"), (0.4412, "0.4412"), (0.0, "0.000"), (1234.4, "1,234"), (-3, "-3.000"), (999.9, "999.9")],
@@ -76,7 +83,18 @@ def test_reasons_come_from_the_notes_and_are_listed_once(tmp_path):
     folder = fake_run(tmp_path / "run")
     assert headline(read_runs([folder])).reasons == [NOTE]
     changed(folder, "run.json", lambda r: r["benchmark"].update(notes=["of something else"]))
-    assert headline(read_runs([folder])).reasons == ["tiny did not measure lpips_vgg; its notes give no reason."]
+    assert headline(read_runs([folder])).reasons == ["tiny could not measure this; its notes give no reason."]
+    changed(folder, "summary.json", lambda r: r["rows"].pop(2))
+    assert headline(read_runs([folder])).reasons[0] == "tiny was not scored on this."
+    changed(folder, "summary.json", lambda r: r["pooled"][0].update(value=None, low=None, high=None))
+    assert "tiny gave no value for 35 images." in headline(read_runs([folder])).reasons
+
+
+def test_one_note_about_poses_is_the_reason_of_every_pose_metric(tmp_path):
+    folder = fake_run(tmp_path / "run")
+    changed(folder, "run.json", lambda r: r["benchmark"].update(notes=["Poses are not estimated."]))
+    changed(folder, "summary.json", lambda r: [row.update(metric="ate_r", mean=None) for row in r["rows"][2::3]])
+    assert headline(read_runs([folder])).reasons == ["Poses are not estimated."]
 
 
 def test_a_comparison_pairs_the_scenes_that_both_have(tmp_path):
@@ -87,8 +105,9 @@ def test_a_comparison_pairs_the_scenes_that_both_have(tmp_path):
     assert (gap.text, gap.mark, gap.small) == ("-1.00", "worse", "[-1.00, -1.00] 5 scenes")
     same = comparison([runs[1], runs[0]])
     assert (cells(same, 0)["tiny − other"].text, cells(same, 0)["tiny − other"].mark) == ("+1.00", "better")
-    assert cells(table, 3)["other − tiny"].small.endswith("4 scenes"), "the failed scene does not pair"
-    assert cells(table, 2)["other − tiny"].text == "—"
+    assert cells(table, 2)["setting"].text == "2 known", "what neither has is left to the headline"
+    assert cells(table, 2)["other − tiny"].small.endswith("4 scenes"), "the failed scene does not pair"
+    assert comparison([runs[0], without(runs[1], "psnr")]).rows[0][-1].text == "—"
     assert comparison(runs[:1]).rows == []
 
 
@@ -133,7 +152,7 @@ def test_ours_stand_above_the_papers_in_what_both_measure(tmp_path):
     assert table.columns == ["method", "data", "psnr ↑", "ssim ↑", "lpips_vgg ↓", "seconds_per_16_views ↓"]
     assert (cells(table, 0)["method"].text, cells(table, 0)["method"].mark) == ("tiny", "this run")
     assert cells(table, 0)["seconds_per_16_views ↓"].value == 1.2
-    rows = {(row[0].text.split(" (")[0], row[1].text): [cell.text for cell in row[2:]] for row in table.rows}
+    rows = {(row[0].text, row[1].text): [cell.text for cell in row[2:]] for row in table.rows}
     assert rows["3DDiT", "DL3DV"] == ["14.62", "—", "0.48", "1.98"]
     assert rows["Gen3R", "RealEstate10K"] == ["20.51", "0.7388", "0.2281", "—"]
     assert {method for method, _ in rows} == {"tiny", "3DRAE", "3DDiT", "Gen3R"}

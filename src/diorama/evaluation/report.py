@@ -63,17 +63,24 @@ def setting_part(runs: Sequence[Run], setting: str, number: int) -> dict[str, An
     """One setting: its scenes in order, pictures of the best and worst, and quality against distance."""
     metrics, scenes = metrics_of(runs), [run.of(setting) for run in runs]
     values = [scene["metrics"] for named in scenes for scene in named.values()]
-    by = next((name for name in metrics if any(value.get(name) is not None for value in values)), "")
+    # What no scene here has would be a column of dashes; the headline says why.
+    metrics = {name: better for name, better in metrics.items() if any(v.get(name) is not None for v in values)}
+    by = next(iter(metrics), "")
     ranked = [ranking(named, by, metrics.get(by, "")) for named in scenes]
     each = max(1, STRIPS // (2 * len(runs)))
-    chosen = dict.fromkeys(name for order in ranked for name in [*order[:each], *order[-each:]])
+    pictured = {name for named in scenes for name, scene in named.items() if scene["strip"]}
+    # A run may write strips of some scenes only: the best and worst of these, or of all where there is none.
+    shown = [[name for name in order if name in pictured or not pictured] for order in ranked]
+    chosen = dict.fromkeys(name for order in shown for name in [*order[:each], *order[-each:]])
     ids = {name: f"scene-{number}-{place}" for place, name in enumerate(chosen)}
-    table = Table(f"{setting}: every scene, best {by} first", ["rank", "scene", "method", *titled(metrics)])
+    caption = f"{setting}: every scene, " + (f"best {by} first" if by else "none has a number")
+    table = Table(caption, ["rank", "scene", "method", *titled(metrics)])
     for run, named, order in zip(runs, scenes, ranked, strict=True):
         for place, name in enumerate(order, 1):
             failure, found = named[name]["failure"], named[name]["metrics"]
-            absent = "The scene failed; the line is below." if failure is not None else ""
-            cells = [table.number(found.get(metric), absent or why(run, metric)) for metric in metrics]
+            absent = "The scene failed; the line is above." if failure is not None else ""
+            rows = {metric: run.row("rows", setting, metric) for metric in metrics}
+            cells = [table.number(found.get(name), absent or why(run, name, row)) for name, row in rows.items()]
             known = Cell(name, name, opens=ids.get(name, ""))
             table.rows.append([Cell(str(place), place), known, *words(run.label), *cells])
     panels = [panel(runs, setting, name, key) for name, key in ids.items()]

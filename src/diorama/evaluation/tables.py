@@ -12,6 +12,7 @@ from diorama.evaluation.published import PublishedTable, published_tables
 from diorama.evaluation.runs import Run
 
 ARROWS = {"higher": " ↑", "lower": " ↓"}
+POSES = ("ate_", "auc_", "rra_", "rta_")  # one note speaks of them all
 SECONDS, MEMORY = "seconds_per_16_views", "peak_memory_mib"
 
 
@@ -79,10 +80,15 @@ def titled(metrics: dict[str, str]) -> list[str]:
     return [name + ARROWS.get(better, "") for name, better in metrics.items()]
 
 
-def why(run: Run, metric: str) -> str:
-    """Why a run lacks a metric: what its benchmark's notes say of it, if they do."""
-    notes = [note for note in run.about["benchmark"]["notes"] if metric.lower() in note.lower()]
-    return " ".join(notes) or f"{run.label} did not measure {metric}; its notes give no reason."
+def why(run: Run, metric: str, row: dict[str, Any]) -> str:
+    """Why the row of a metric has no value: what the benchmark's notes say of it, if they do."""
+    if not row:
+        return f"{run.label} was not scored on this."
+    if "images" in row:
+        return f"{run.label} gave no value for {row['images']} images."
+    subject = "poses" if metric.startswith(POSES) else metric
+    notes = [note for note in run.about["benchmark"]["notes"] if subject.lower() in note.lower()]
+    return " ".join(notes) or f"{run.label} could not measure this; its notes give no reason."
 
 
 def interval(row: dict[str, Any]) -> str:
@@ -106,11 +112,11 @@ def headline(runs: Sequence[Run]) -> Table:
             for metric in metrics:
                 row = run.row("rows", setting, metric)
                 fewer = f" of {row['scenes']}" if row and row["scenes"] != scenes - failed else ""
-                cells.append(table.number(row.get("mean"), why(run, metric), interval(row) + fewer))
+                cells.append(table.number(row.get("mean"), why(run, metric, row), interval(row) + fewer))
             for metric in pooled:
                 row = run.row("pooled", setting, metric)
                 images = f"{interval(row)} {row['images']} images".strip() if row else ""
-                cells.append(table.number(row.get("value"), why(run, metric), images))
+                cells.append(table.number(row.get("value"), why(run, metric, row), images))
             timing, absent = run.row("timing", setting), f"{run.label} wrote no such number for this setting."
             cells += [Cell(str(scenes), scenes), Cell(str(failed), failed)]
             cells += [table.number(timing.get(key), absent) for key in (SECONDS, MEMORY)]
@@ -126,7 +132,10 @@ def comparison(runs: Sequence[Run]) -> Table:
     table = Table("Means side by side, and differences over the scenes that both have, with 95 % intervals", columns)
     for setting in settings_of(runs) if others else ():
         for metric, title in zip(metrics_of(runs), titled(metrics_of(runs)), strict=True):
-            means = [table.number(run.row("rows", setting, metric).get("mean"), why(run, metric)) for run in runs]
+            rows = [(run, run.row("rows", setting, metric)) for run in runs]
+            if all(row.get("mean") is None for _, row in rows):
+                continue  # the headline says why
+            means = [table.number(row.get("mean"), why(run, metric, row)) for run, row in rows]
             gaps = [difference(table, (first, run), setting, metric) for run in others]
             table.rows.append([*words(setting, title), *means, *gaps])
     return table
@@ -203,18 +212,20 @@ def beside_papers(runs: Sequence[Run], setting: str) -> Table:
         f"{setting}: these runs, then the papers' own methods",
         ["method", "data", *titled({name: measured[name] for name in pairs})],
     )
-    merged: dict[tuple[str, str], dict[str, float | None]] = {}
+    merged: dict[tuple[str, str, str], dict[str, float | None]] = {}
     for paper, row in rows:
         if set(pairs.values()) & paper.metrics.keys():
-            merged.setdefault((f"{row.method} ({paper.source})", row.dataset), {}).update(row.values)
+            merged.setdefault((row.method, paper.source, row.dataset), {}).update(row.values)
     for run in having if merged else ():
-        timing = run.row("timing", setting)
-        values = {name: run.row("rows", setting, name).get("mean") for name in pairs} | {SECONDS: timing.get(SECONDS)}
-        cells = [table.number(values[name], why(run, name)) for name in pairs]
+        rows_of = {name: run.row("rows", setting, name) for name in pairs} | {SECONDS: run.row("timing", setting)}
+        cells = [
+            table.number(row.get(SECONDS if name == SECONDS else "mean"), why(run, name, row))
+            for name, row in rows_of.items()
+        ]
         table.rows.append([Cell(run.label, run.label, mark="this run"), *words(run.about["benchmark"]["name"]), *cells])
-    for names, values in merged.items():
+    for (method, source, dataset), values in merged.items():
         cells = [printed(table, values.get(key)) for key in pairs.values()]
-        table.rows.append([*words(*names), *cells])
+        table.rows.append([Cell(method, method, source), *words(dataset), *cells])
     return table
 
 
