@@ -155,10 +155,11 @@ def _in_local_frame(table: Tensor, rays: Bundle, group: Tensor, solid: Tensor, t
     rows = table.index_select(1, source + solid)
     # flattened first: selecting from the last of three axes takes ten times as long
     direction = rays.direction.flatten(0, 1).index_select(1, group).reshape(3, -1, len(group))
-    turned = [rows[3 + i] * direction[0] for i in range(3)]
-    for j in (1, 2):
-        for i in range(3):
-            turned[i].addcmul_(rows[3 * j + 3 + i], direction[j])
+    # one axis at a time, as the tests ask for them, so that less has to stay in the cache
+    turned = (
+        (rows[3 + i] * direction[0]).addcmul_(rows[6 + i], direction[1]).addcmul_(rows[9 + i], direction[2])
+        for i in range(3)
+    )
     return test(rows[0:3], turned, rows[12:15], rows[16] if test is _box else rows[15])
 
 
@@ -172,21 +173,20 @@ def _unless(distance: Tensor, missed: Tensor) -> Tensor:
 
 
 def _box(origin, direction, half, hollow):
-    nears, fars = [], []
+    near = far = None
     for o, d, h in zip(origin, direction, half, strict=True):
         inverse = d.reciprocal_().clamp_(-1e9, 1e9)
         middle, reach = -o * inverse, inverse.abs_().mul_(h)
-        nears.append(middle - reach)
-        fars.append(middle.add_(reach))
-    near = torch.maximum(torch.maximum(nears[0], nears[1]), nears[2])
-    far = torch.minimum(torch.minimum(fars[0], fars[1]), fars[2])
+        enter, leave = middle - reach, middle.add_(reach)
+        near = enter if near is None else torch.maximum(near, enter, out=near)
+        far = leave if far is None else torch.minimum(far, leave, out=far)
     missed = near - far
     # from inside a room one sees where its rays leave it
     return _unless(torch.maximum(near, far.add_((hollow - 1) * NEVER)), missed)
 
 
 def _prism(origin, direction, half, taper):
-    slope = half[0] * (1 - taper) / (2 * half[1])
+    slope, direction = half[0] * (1 - taper) / (2 * half[1]), list(direction)
     near, far = torch.zeros_like(direction[0]), torch.full_like(direction[0], FAR)
     zero = torch.zeros_like(slope)
     for axis, sign in ((0, 1), (0, -1), (1, 1), (1, -1), (2, 1), (2, -1)):
