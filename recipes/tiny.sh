@@ -1,22 +1,31 @@
 #!/usr/bin/env bash
-# The embedded model `tiny`, from nothing: worlds, RAE3D, DiT3D, half-precision weights.
-# Not run from end to end yet: the model card tells how the embedded weights came about. Each line resumes where it stopped, so a killed run is started again as it is.
+# The embedded model `tiny`, from nothing: worlds, RAE3D in three stages, DiT3D, half-precision weights.
+# Each line resumes where it stopped, so a killed run is started again as it is.
 set -euo pipefail
 runs=${1:-runs/tiny}
+export OMP_WAIT_POLICY=PASSIVE  # two processes of one thread each must not spin on each other's core
 
-# Procedural rooms, outdoor places and objects: 3,000 to learn from, 128 to look at while learning. Nothing trains on test.
-diorama data worlds "$runs/train" --split train --scenes 3000 --views 12 --size 64 --samples 4 --workers 2
+# Procedural rooms, outdoor places and objects: 4,000 to learn from, 128 to look at while learning. Nothing trains on test.
 diorama data worlds "$runs/validation" --split validation --scenes 128 --views 12 --size 64 --samples 4 --workers 2
+diorama data worlds "$runs/train" --split train --scenes 4000 --views 12 --size 64 --samples 4 --workers 2
+
+common=(--data "$runs/train" --validation "$runs/validation" --device cpu --devices 2 --size tiny --learning-rate 1e-3
+    --muon-rate 2e-3 --warmup 60)
+rae3d=("${common[@]}" --batch 16 --ema 0.995 --point-views 1 --point-weight 0.1 --noise 0.2 --mirror --gradient-weight 0.5
+    --target-views 4 --save-every 100)
+all_seen=(--mask-probability 0 --blind-probability 0)
 
 # Most of the time belongs here: no denoiser can be sharper than the autoencoder that decodes it.
-diorama train rae3d --out "$runs/rae3d" --data "$runs/train" --validation "$runs/validation" --device cpu \
-    --size tiny --steps 2600 --batch 16 --learning-rate 1e-3 --muon-rate 2e-3 --warmup 60 --final-rate 0.02 --ema 0.995 \
-    --known-views 1 2 3 4 4 6 8 --target-views 4 --point-views 1 --noise 0.2 --mirror \
-    --gradient-weight 0.5 --point-weight 0.05 --point-unit scene --save-every 100 --validate-every 250
+# First what was seen, from the same cameras; then small motions; then the whole path, with views hidden.
+diorama train rae3d --out "$runs/known" "${rae3d[@]}" "${all_seen[@]}" --steps 600 --final-rate 1 --point-unit scene \
+    --known-views 1 2 3 4 --known-targets 4
+diorama train rae3d --out "$runs/near" "${rae3d[@]}" "${all_seen[@]}" --steps 700 --final-rate 1 --point-unit scene \
+    --known-views 2 3 --known-targets 1 --window 6 --start "$runs/known/model"
+diorama train rae3d --out "$runs/rae3d" "${rae3d[@]}" --steps 3000 --final-rate 0.02 --point-unit distance \
+    --known-views 1 2 2 3 4 4 8 --known-targets 1 --mask-probability 0.3 --start "$runs/near/model"
 
-diorama train dit3d --out "$runs/dit3d" --data "$runs/train" --validation "$runs/validation" --device cpu \
-    --autoencoder "$runs/rae3d/model" --title tiny --size tiny --steps 1500 --batch 64 --learning-rate 1e-3 \
-    --muon-rate 2e-3 --warmup 60 --final-rate 0.02 --ema 0.998 --encoder-views 8 --visible 1 1 2 3 4 --samples 2 \
-    --conditions 1 --guidance 1.5 --save-every 100 --validate-every 500
+diorama train dit3d --out "$runs/dit3d" "${common[@]}" --autoencoder "$runs/rae3d/model" --title tiny --batch 64 \
+    --steps 1000 --final-rate 0.02 --ema 0.995 --encoder-views 8 --visible 1 1 2 3 4 --samples 1 \
+    --conditions 1 --guidance 1.5 --save-every 100
 
 python recipes/embed.py "$runs/dit3d/model" src/diorama/weights/tiny
