@@ -26,6 +26,7 @@ from rich.table import Table
 
 from diorama.data.cache import WorldsCache, write_cache
 from diorama.data.worlds import SPLITS, WORLDS_VERSION
+from diorama.evaluation.benchmark import device_name
 from diorama.evaluation.protocols import known_places
 from diorama.evaluation.quality import (
     BOUND,
@@ -159,21 +160,9 @@ def described(pipeline: TokenPipeline, options: Options, side: int) -> Report:
     names = ("diorama", "torch", "diffusers", "numpy")
     return {
         "settings": settings,
-        "hardware": {"device": device_name(pipeline), "threads": torch.get_num_threads()},
+        "hardware": {"device": device_name(str(pipeline.device)), "threads": torch.get_num_threads()},
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in names},
     }
-
-
-def device_name(pipeline: TokenPipeline) -> str:
-    """Model name of the processor that did the work."""
-    if pipeline.device.type == "cuda":
-        return torch.cuda.get_device_name(pipeline.device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
 
 
 def show(report: Report, console: Console) -> None:

@@ -4,6 +4,13 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
+
+from diorama.data.images import read_image
+from diorama.evaluation.outside import write_request
+from diorama.geometry.cameras import Cameras
+from diorama.geometry.trajectories import trajectory
+from diorama.scene import Condition, Views
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -56,3 +63,14 @@ def test_train_tiny() -> None:
         scene = example("05_train_tiny")(scenes=2, steps=2, batch=2)
         assert scene.provenance.model == "my first"
     assert Path("tiny_run/scene/scene.json").is_file()
+
+
+def test_evaluate_outside_method(tmp_path: Path) -> None:
+    cameras = trajectory("truck", Cameras.from_fov(60.0, 16, 16), 4)
+    views = Views(torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)), cameras)
+    write_request(tmp_path / "00000", Condition(views[[0, 3]], (0, 3)), cameras, seed=0)
+    assert example("evaluate_outside_method")(tmp_path) == 1
+    for place, nearest in ((1, 0), (2, 3)):
+        shown = read_image(tmp_path / f"00000/answer/images/{place:05d}.png")
+        torch.testing.assert_close(shown, views.images[nearest], atol=0.5 / 255 + 1e-6, rtol=0)
+    assert not (tmp_path / "00000/answer/images/00000.png").exists()

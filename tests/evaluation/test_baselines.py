@@ -75,6 +75,15 @@ def test_the_nearest_view_counts_distance_by_depth_and_angle() -> None:
     assert nearest_view(plane_views(both), cameras_at((0, 0, 0))).tolist() == [[0]]
 
 
+def test_without_points_the_extent_of_the_path_stands_for_the_depth() -> None:
+    known, wanted = cameras_at((0, 0, 0), (2, 0, 0)), cameras_at((0.4, 0, 0), (1.7, 0, 0), (9, 0, 0))
+    bare = Views(torch.rand(1, 2, 3, SIZE, SIZE), known)
+    assert nearest_view(bare, wanted).tolist() == [[0, 1, 1]]
+    assert nearest_view(bare, cameras_at((0, 0, 0))).tolist() == [[0]]
+    still = Views(bare.images, cameras_at((1, 1, 1), (1, 1, 1)))
+    assert nearest_view(still, cameras_at((1, 1, 1))).tolist() == [[0]]
+
+
 def test_copying_a_known_camera_gives_its_picture_and_the_mean_is_the_mean() -> None:
     known = plane_views(cameras_at((0, 0, 0), (1, 0, 0), (0, 1, 0)))
     torch.testing.assert_close(copy_nearest(known, known.cameras[[2, 0]]), known.images[:, [2, 0]])

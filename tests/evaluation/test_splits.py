@@ -16,7 +16,11 @@ from diorama.evaluation.splits import Folders, Worlds, read_index, read_split, s
 from diorama.geometry.cameras import Cameras
 from diorama.scene import Condition, Scene, Views
 
-SMALL = replace(WORLDS, size=Size(16, 16), views=4, settings=(Setting("1 known", (0,)), Setting("all", None)))
+from .scenery import plane
+
+SMALL = replace(
+    WORLDS, hashes={}, size=Size(16, 16), views=4, settings=(Setting("1 known", (0,)), Setting("all", None))
+)
 CAPTURES = Protocol(
     "captures", "for tests", "folders", (Setting("ends", (0, -1)),), views=3, size=Size(16, 16), score_known=False
 )
@@ -82,8 +86,7 @@ def test_captures_are_read_in_the_order_of_their_names_without_absent_frames(tmp
 
 
 def test_saved_scenes_keep_their_points(tmp_path: Path) -> None:
-    place = world(3)
-    views = render(place, place.path(4, 16, 24), samples=1)
+    views = plane(4, 16, 24)
     diorama.save(Scene(views, Condition()), tmp_path / "scenes" / "saved")
     scenes = Folders(replace(CAPTURES, views=4), tmp_path / "scenes")
     found = scenes.load(scenes.questions()[0])
@@ -92,8 +95,7 @@ def test_saved_scenes_keep_their_points(tmp_path: Path) -> None:
 
 
 def test_cropping_keeps_cameras_and_points_in_step() -> None:
-    place = world(5)
-    views = render(place, place.path(2, 24, 32), samples=1)
+    views = plane(2, 24, 32)
     small = sized(views, Size(12, 12))
     assert small.images.shape[-2:] == (12, 12)
     torch.testing.assert_close(small.cameras.fov, views.cameras.cropped(0, 4, 24, 24).fov)

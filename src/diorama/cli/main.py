@@ -35,6 +35,7 @@ VERBS = {
     "reconstruct": "make a scene from many photos, without diffusion",
     "render": "show a saved scene from other cameras, without sampling again",
     "train": "train the models",
+    "evaluate": "score a method on a benchmark, ours or another's, against published protocols",
     "data": "render the procedural worlds that training reads",
     "doctor": "say what is installed here and what is missing",
 }

@@ -19,13 +19,19 @@ BLURS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # pixels
 def nearest_view(known: Views, target: Cameras) -> Int[Tensor, "batch target"]:
     """Which known view is nearest to each target camera: least of distance / median depth + angle in radians.
 
-    Both terms are the image motion, in radians, that they cause; the depth is the known view's own.
+    Both terms are the image motion, in radians, that they cause; the depth is the known view's own. Without points the
+    distance from the first to the farthest camera stands for it.
     """
     cameras = _cameras(known)
+    if known.points is None:
+        centers = torch.cat([cameras.centers, target.centers], 1)
+        depth = (centers - centers[:, :1]).norm(dim=-1).amax(-1, keepdim=True).clamp(min=1e-6)
+    else:
+        depth = median_depth(known)
     apart = (target.centers[:, :, None] - cameras.centers[:, None]).norm(dim=-1)
     relative = cameras.camera_to_world[:, None, :, :3, :3].mT @ target.camera_to_world[:, :, None, :3, :3]
     cosine = (relative.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2
-    return (apart / median_depth(known)[:, None] + cosine.clamp(-1, 1).acos()).argmin(-1)
+    return (apart / depth[:, None] + cosine.clamp(-1, 1).acos()).argmin(-1)
 
 
 def median_depth(views: Views) -> Float[Tensor, "batch view"]:

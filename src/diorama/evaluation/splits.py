@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ class Question:
         return int.from_bytes(hashlib.sha256(self.scene.encode()).digest()[:4], "big")
 
 
+@runtime_checkable
 class Scenes(Protocol):
     """Where a benchmark's questions and true views come from."""
 
@@ -217,11 +218,15 @@ def sized(views: Views, size: Size) -> Views:
     scale = max(tall / height, wide / width)
     views = views.resized(max(tall, round(height * scale)), max(wide, round(width * scale)))
     height, width = views.images.shape[-2:]
-    top, left = (height - tall) // 2, (width - wide) // 2
-    rows, columns = slice(top, top + tall), slice(left, left + wide)
+    return window(views, (height - tall) // 2, (width - wide) // 2, tall, wide)
+
+
+def window(views: Views, top: int, left: int, height: int, width: int) -> Views:
+    """The part of the pictures whose first pixel is (`top`, `left`), cameras and points in step."""
+    rows, columns = slice(top, top + height), slice(left, left + width)
     return Views(
         views.images[..., rows, columns],
-        None if views.cameras is None else views.cameras.cropped(top, left, tall, wide),
+        None if views.cameras is None else views.cameras.cropped(top, left, height, width),
         None if views.points is None else views.points[..., rows, columns, :],
         None if views.confidence is None else views.confidence[..., rows, columns],
     )

@@ -1,0 +1,255 @@
+"""What a benchmark puts to the test, behind one interface: our models, simple baselines, bounds, and other programs."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diorama.evaluation.baselines import blurred, copy_nearest, depth_warp, mean_of_known, plane_warp
+from diorama.geometry.cameras import Cameras
+from diorama.pipelines.base import ScenePipeline, embedded_models, load
+from diorama.scene import Condition, Provenance, Scene, Shot, Views
+
+REGRESSION = "-regression"
+BLUR = 8.0  # pixels at 64 for one known view, halved as these double: best on validation worlds (benchmarks/quality.py)
+PIXELS_AT_ONCE = 2**20  # of all wanted views of one call of a model
+WANTED = 16  # views that this is counted in
+
+
+class Failure(NamedTuple):
+    """What a method gives where it has no scene to give."""
+
+    reason: str  # one line
+
+
+class Lazy(Sequence):
+    """A sequence whose entries are made when they are asked for: not all scenes of a benchmark fit into memory."""
+
+    def __init__(self, count: int, make: Callable[[int], Any]) -> None:
+        self.count, self.make = count, make
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Any:  # type: ignore[override]
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        return self.make(index)
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A way to make the wanted views from the known ones."""
+
+    name: str
+    licence: str  # of its weights
+    settings: dict[str, Any]  # JSON: what else decides its pictures
+    batch: int | None  # requests that it answers at once; None: all there are
+
+    def generate(
+        self, requests: Sequence[Condition], cameras: Sequence[Cameras | Shot], seeds: Sequence[int]
+    ) -> Sequence[Scene | Failure]:
+        """A scene of the wanted views for each request, or why there is none. A Shot asks to predict the cameras.
+
+        ValueError where the requests cannot be answered together; each is then asked for alone.
+        """
+        ...
+
+
+@runtime_checkable
+class Oracle(Protocol):
+    """A bound: it may see what others are asked for."""
+
+    def told(self, truths: Sequence[Views]) -> Method:
+        """The method for requests of which these are the true views; ValueError where these lack what it needs."""
+        ...
+
+
+@dataclass
+class Generation:
+    """A pipeline that samples; `steps` and `guidance` are its own unless given."""
+
+    pipeline: ScenePipeline
+    name: str
+    steps: int | None = None
+    guidance: float | None = None
+
+    def __post_init__(self) -> None:
+        config = self.pipeline.config
+        self.licence: str = config.licence
+        self.settings: dict[str, Any] = _described(self.pipeline) | {
+            "steps": config.steps if self.steps is None else self.steps,
+            "guidance": config.guidance if self.guidance is None else self.guidance,
+        }
+        self.batch: int | None = _batch(self.pipeline)
+
+    def generate(
+        self, requests: Sequence[Condition], cameras: Sequence[Cameras | Shot], seeds: Sequence[int]
+    ) -> Sequence[Scene | Failure]:
+        """Sampled scenes."""
+        options = dict(steps=self.steps, guidance=self.guidance)
+        return [*self.pipeline.generate(list(requests), list(cameras), seed=list(seeds), **options)]
+
+
+@dataclass
+class Regression:
+    """A pipeline's autoencoder alone: known views to latents to wanted views, nothing drawn."""
+
+    pipeline: ScenePipeline
+    name: str
+
+    def __post_init__(self) -> None:
+        self.licence: str = self.pipeline.config.licence
+        self.settings: dict[str, Any] = _described(self.pipeline)
+        self.batch: int | None = _batch(self.pipeline)
+
+    def generate(
+        self, requests: Sequence[Condition], cameras: Sequence[Cameras | Shot], seeds: Sequence[int]
+    ) -> Sequence[Scene | Failure]:
+        """Reconstructed scenes; requests of one shape are decoded together."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for row, (request, path) in enumerate(zip(requests, cameras, strict=True)):
+            if isinstance(path, Shot):
+                raise ValueError(f"{self.name} needs the wanted cameras and cannot predict them")
+            groups.setdefault((len(request.at), path.views, path.height, path.width), []).append(row)
+        made: dict[int, Scene | Failure] = {}
+        for rows in groups.values():
+            known = [requests[row].views for row in rows]
+            found = self.pipeline.reconstruct(known, [cameras[row] for row in rows])  # type: ignore[arg-type]
+            made |= dict(zip(rows, found, strict=True))  # type: ignore[arg-type]
+        return [made[row] for row in range(len(requests))]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Pictures made from the known ones without any model."""
+
+    name: str
+    paint: Callable[[Views, Cameras], Float[Tensor, "1 view 3 height width"]]
+    licence: str = "none"
+    settings: dict[str, Any] = field(default_factory=dict)
+    batch: int | None = 16
+
+    def generate(
+        self, requests: Sequence[Condition], cameras: Sequence[Cameras | Shot], seeds: Sequence[int]
+    ) -> Sequence[Scene | Failure]:
+        """The pictures of each request; a failure where cameras are to be predicted."""
+        return [self._answer(request, path) for request, path in zip(requests, cameras, strict=True)]
+
+    def _answer(self, request: Condition, path: Cameras | Shot) -> Scene | Failure:
+        if isinstance(path, Shot) or request.views is None:
+            return Failure(f"{self.name} needs known views and the wanted cameras")
+        views = Views(self.paint(_one(request.views), _one_path(path))[0], path)
+        return Scene(views, request, provenance=Provenance(self.name, self.licence))
+
+
+@dataclass(frozen=True)
+class Bound:
+    """An `Oracle` that paints from the true views and the places of the known ones among them."""
+
+    name: str
+    paint: Callable[[Views, tuple[int, ...]], Views]
+    settings: dict[str, Any] = field(default_factory=dict)
+    depth: bool = True  # whether it needs the true one
+    truths: tuple[Views, ...] = ()
+    licence: str = "none"
+    batch: int | None = 16
+
+    def told(self, truths: Sequence[Views]) -> "Bound":
+        """The method for requests of which these are the true views; ValueError where they lack the depth it needs."""
+        if self.depth and any(truth.depth is None or truth.mask is None for truth in truths):
+            raise ValueError(f"{self.name} needs the true depth, points and confidence, which these scenes lack")
+        return replace(self, truths=tuple(truths))
+
+    def generate(
+        self, requests: Sequence[Condition], cameras: Sequence[Cameras | Shot], seeds: Sequence[int]
+    ) -> Sequence[Scene | Failure]:
+        """What the truth lets it paint."""
+        provenance = Provenance(self.name, self.licence)
+        pairs = zip(requests, self.truths, strict=True)
+        return [Scene(self.paint(truth, request.at), request, provenance=provenance) for request, truth in pairs]
+
+
+def _nearest_blurred(known: Views, path: Cameras) -> Tensor:
+    return blurred(copy_nearest(known, path), BLUR * path.width / 64 / len(known))
+
+
+def _plane_warp(truth: Views, at: tuple[int, ...]) -> Views:
+    return Views(plane_warp(_one(truth[at]), _one(truth).cameras)[0], truth.cameras)  # type: ignore[arg-type]
+
+
+def _depth_warp(truth: Views, at: tuple[int, ...]) -> Views:
+    return Views(depth_warp(_one(truth[at]), _one(truth))[0], truth.cameras)
+
+
+SIMPLE: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Baseline("nearest", copy_nearest),
+        Baseline("nearest-blurred", _nearest_blurred, settings={"blur": BLUR}),
+        Baseline("mean", mean_of_known),
+        Bound("plane-warp", _plane_warp, settings={"told": "the known views' true median depth"}),
+        Bound("depth-warp", _depth_warp, settings={"told": "the true depth of every view"}),
+        Bound("truth", lambda truth, at: truth, settings={"told": "everything"}, depth=False),
+    )
+}
+
+
+def find(name: str, *, device: str = "auto", steps: int | None = None, guidance: float | None = None) -> Method:
+    """The method of that name: one of `SIMPLE`, an embedded model or a saved one's folder, these with "-regression".
+
+    ValueError in one line for anything else. What runs as a command is `diorama.evaluation.outside.Outside`.
+    """
+    if name in SIMPLE:
+        if steps is not None or guidance is not None:
+            raise ValueError(f"{name} samples nothing: leave --steps and --guidance out")
+        return SIMPLE[name]
+    model = name.removesuffix(REGRESSION)
+    if model not in embedded_models() and not Path(model).exists():
+        accepted = ", ".join([*embedded_models(), *(f"{m}{REGRESSION}" for m in embedded_models()), *SIMPLE])
+        raise ValueError(
+            f"method {name!r}: accepted are {accepted}, a saved model's folder, or a command with {{folder}} in it"
+        )
+    pipeline = load(model, device)
+    short = Path(model).name
+    if model == name:
+        return Generation(pipeline, short, steps, guidance)
+    if steps is not None or guidance is not None:
+        raise ValueError(f"{name} samples nothing: leave --steps and --guidance out")
+    if not hasattr(pipeline, "autoencoder"):
+        raise ValueError(f"{name}: {pipeline.config.title} has no regression of given views")
+    return Regression(pipeline, short + REGRESSION)
+
+
+def _described(pipeline: ScenePipeline) -> dict[str, Any]:
+    """Which weights these are: another training of the same model must not continue its results."""
+    digest = hashlib.sha256()
+    for name, part in sorted(pipeline.components.items()):
+        if isinstance(part, nn.Module):
+            for key, value in sorted(part.state_dict().items()):
+                digest.update(f"{name}.{key}".encode())
+                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return {"model": pipeline.config.title, "weights_sha256": digest.hexdigest()}
+
+
+def _batch(pipeline: ScenePipeline) -> int:
+    return max(1, PIXELS_AT_ONCE // (WANTED * pipeline.config.pixels))
+
+
+def _one(views: Views) -> Views:
+    """Views of a scene as a batch of one."""
+
+    def more(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values[None]
+
+    cameras = None if views.cameras is None else _one_path(views.cameras)
+    return Views(views.images[None], cameras, more(views.points), more(views.confidence))
+
+
+def _one_path(path: Cameras) -> Cameras:
+    return replace(path, camera_to_world=path.camera_to_world[None], intrinsics=path.intrinsics[None])
