@@ -1,6 +1,7 @@
 """Published weight names to ours, and the strict look at a weights file before anything is built from it."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,16 +40,61 @@ DIT_DDT_CONFIG = {  # what each key holds; pairs are of the backbone and of the 
     **dict.fromkeys(("hidden_size", "depth", "num_heads"), "a pair"),
 }
 
+# VGGT's parts -> the published ones, rules applied in this order to each of our names.
+VGGT_RULES = (
+    (r"^encoder\.embed\b", "aggregator.patch_embed.patch_embed.proj"),
+    (r"^encoder\.class_token", "encoder.cls_token"),
+    (r"^encoder\.position", "encoder.pos_embed"),
+    (r"^encoder\.registers", "encoder.register_tokens"),
+    (r"^encoder\.", "aggregator.patch_embed."),
+    (r"^(camera_token|register_token|frame_blocks|global_blocks)\b", r"aggregator.\1"),
+    (r"\b(attention|mlp)_norm\.", lambda part: f"norm{1 + (part[1] == 'mlp')}."),
+    (r"\b(attention|mlp)_scale\.", lambda part: f"ls{1 + (part[1] == 'mlp')}."),
+    (r"\.attention\.", ".attn."),
+    (r"\bmlp\.(0|2)\.", lambda part: f"mlp.fc{1 + int(part[1]) // 2}."),
+    (r"^readout\.camera\.", "camera_head."),
+    (r"^camera_head\.empty_code", "camera_head.empty_pose_tokens"),
+    (r"^camera_head\.embed_code", "camera_head.embed_pose"),
+    (r"^camera_head\.modulation", "camera_head.poseLN_modulation.1"),
+    (r"^camera_head\.code_branch\.(0|2)", lambda part: f"camera_head.pose_branch.fc{1 + int(part[1]) // 2}"),
+    (r"^readout\.(depth|points)\.", lambda part: f"{part[1].removesuffix('s')}_head."),
+    (r"_head\.project\.", "_head.projects."),
+    (r"_head\.rescale\.", "_head.resize_layers."),
+    (r"_head\.level\.(\d)", lambda part: f"_head.scratch.layer{1 + int(part[1])}_rn"),
+    (r"_head\.narrow", "_head.scratch.output_conv1"),
+    (r"_head\.out\.", "_head.scratch.output_conv2."),
+    (r"_head\.fuse\.(\d)", lambda part: f"_head.scratch.refinenet{1 + int(part[1])}"),
+    (r"\.lateral\.", ".resConfUnit1."),
+    (r"\.unit\.", ".resConfUnit2."),
+    (r"(refinenet\d)\.out\.", r"\1.out_conv."),
+)
+VGGT_IGNORED = ("track_head.",)  # point tracks: nothing here asks for any
+VGGT_CONFIG = {  # the published constructors' defaults, by part; a flat config speaks of the aggregator
+    "aggregator": {
+        "img_size": 518, "patch_size": 14, "embed_dim": 1024, "depth": 24, "num_heads": 16, "num_register_tokens": 4,
+        "mlp_ratio": 4.0, "rope_freq": 100, "qk_norm": True, "patch_embed": "dinov2_vitl14_reg",
+    },
+    "camera_head": {"trunk_depth": 4, "num_heads": 16},
+    "dpt_head": {
+        "features": 256, "out_channels": (256, 512, 1024, 1024), "intermediate_layer_idx": (4, 11, 17, 23),
+    },
+}  # fmt: skip
+VGGT_FIXED = {"mlp_ratio": 4.0, "rope_freq": 100, "qk_norm": True}
+VGGT_ENCODERS = {  # depth and heads by the name of DINOv2's size
+    "dinov2_vits14_reg": (12, 6), "dinov2_vitb14_reg": (12, 12), "dinov2_vitl14_reg": (24, 16),
+}  # fmt: skip
+
 
 def convert(
     kind: str, state: Mapping[str, Tensor], config: Mapping[str, Any], *, source: str | Path | None = None
 ) -> tuple[dict[str, Any], State]:
     """Our keyword arguments and state dict from a published state dict and its config, which was read from `source`.
 
-    Kinds: `dit_ddt` (RAE's DiTwDDTHead without rotary table; config keys of its constructor). Strict both ways:
+    Kinds: `dit_ddt` (RAE's DiTwDDTHead without rotary table; config keys of its constructor) and `vggt` (facebook's
+    VGGT-1B, without its track head; a flat config as published, or one of the parts in VGGT_CONFIG). Strict both ways:
     ValueError names weights that are unknown or missing, and the source with the key that it lacks.
     """
-    kinds = {"dit_ddt": _dit_ddt}
+    kinds = {"dit_ddt": _dit_ddt, "vggt": _vggt}
     if kind not in kinds:
         raise ValueError(f"checkpoint kind {kind!r}: accepted are {', '.join(kinds)}")
     return kinds[kind](state, config, str(source or f"{kind}'s config"))
@@ -97,6 +143,60 @@ def _dit_ddt(state: Mapping[str, Tensor], config: Mapping[str, Any], source: str
         expected = DiT3D(**arguments).state_dict()
     _compare("dit_ddt", {n: tuple(t.shape) for n, t in ours.items()}, {n: tuple(t.shape) for n, t in expected.items()})
     return arguments, ours
+
+
+def _vggt(state: Mapping[str, Tensor], config: Mapping[str, Any], source: str) -> tuple[dict[str, Any], State]:
+    arguments = _vggt_arguments(config, source)
+    if state and all(name.startswith("model.") for name in state):
+        state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(VGGT_IGNORED)}
+    from diorama.models.vggt import VGGT
+
+    try:
+        with torch.device("meta"):
+            expected = VGGT(**arguments).state_dict()
+    except Exception as error:  # a constructor may say anything of values that it cannot use
+        raise ValueError(f"{source}: no config of VGGT ({str(error).splitlines()[0]})") from None
+    published = {}
+    for name in expected:
+        theirs = name
+        for pattern, replacement in VGGT_RULES:
+            theirs = re.sub(pattern, replacement, theirs)
+        published[name] = theirs
+    shapes = {published[name]: tuple(tensor.shape) for name, tensor in expected.items()}
+    _compare("vggt", {name: tuple(tensor.shape) for name, tensor in state.items()}, shapes)
+    return arguments, {name: state[theirs] for name, theirs in published.items()}
+
+
+def _vggt_arguments(config: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Ours from the published constructors' keywords."""
+    given = {"aggregator": {k: v for k, v in config.items() if k in VGGT_CONFIG["aggregator"]}} | dict(config)
+    for part in (*VGGT_CONFIG, "dino"):
+        if not isinstance(given.get(part, {}), Mapping):
+            raise ValueError(f"{source}: {part!r} is {given[part]!r}; accepted is a table of keywords")
+    aggregator, camera, dpt = (VGGT_CONFIG[part] | given.get(part, {}) for part in VGGT_CONFIG)
+    for key, value in VGGT_FIXED.items():
+        if aggregator[key] != value:
+            raise ValueError(f"{source}: {key!r} is {aggregator[key]!r}; accepted is {value!r}")
+    if "dino" in config:
+        encoder = config["dino"]
+        _check_config(source, encoder, dict.fromkeys(("img_size", "depth", "num_heads"), "a number"))
+    else:
+        name = str(aggregator["patch_embed"])
+        if name not in VGGT_ENCODERS:
+            raise ValueError(f"{source}: 'patch_embed' is {name!r}; accepted are {', '.join(VGGT_ENCODERS)}")
+        depth, heads = VGGT_ENCODERS[name]
+        encoder = {"img_size": aggregator["img_size"], "depth": depth, "num_heads": heads}
+    _check_config(source, aggregator, dict.fromkeys(list(VGGT_CONFIG["aggregator"])[:6], "a number"))
+    return {
+        "patch": aggregator["patch_size"], "dim": aggregator["embed_dim"], "layers": aggregator["depth"],
+        "heads": aggregator["num_heads"], "registers": aggregator["num_register_tokens"],
+        "taps": config.get("intermediate_layer_idx", dpt["intermediate_layer_idx"]),
+        "encoder_layers": encoder["depth"], "encoder_heads": encoder["num_heads"],
+        "encoder_grid": encoder["img_size"] // aggregator["patch_size"],
+        "camera_layers": camera["trunk_depth"], "camera_heads": camera["num_heads"],
+        "features": dpt["features"], "channels": dpt["out_channels"],
+    }  # fmt: skip
 
 
 def _check_config(source: str, config: Mapping[str, Any], kinds: Mapping[str, str]) -> None:

@@ -1,11 +1,15 @@
 """Multi-head attention with an optional memory of keys and values computed earlier."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from diorama.nn.rope import Rotation
 
 
 class KeysValues(NamedTuple):
@@ -27,17 +31,22 @@ class RMSNorm(nn.RMSNorm):
 
 
 class Attention(nn.Module):
-    """Self-attention; with a memory, the tokens attend to the memory's tokens too (one-way)."""
+    """Self-attention; with a memory, the tokens attend to the memory's tokens too (one-way).
 
-    def __init__(self, dim: int, heads: int, *, bias: bool = False, qk_norm: bool = True) -> None:
+    `qk_norm` is whether an RMS norm is put on queries and keys, or the norm itself, made from a head's channels.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, *, bias: bool = False, qk_norm: bool | Callable[[int], nn.Module] = True
+    ) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(f"{dim} channels do not divide into {heads} heads")
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
         self.proj = nn.Linear(dim, dim, bias=bias)
-        self.q_norm = RMSNorm(dim // heads, eps=1e-6) if qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(dim // heads, eps=1e-6) if qk_norm else nn.Identity()
+        norm = qk_norm if callable(qk_norm) else partial(RMSNorm, eps=1e-6) if qk_norm else nn.Identity
+        self.q_norm, self.k_norm = norm(dim // heads), norm(dim // heads)
 
     def _split(self, x: Float[Tensor, "batch token channels"]) -> Float[Tensor, "batch heads token dim"]:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -50,11 +59,13 @@ class Attention(nn.Module):
         return KeysValues(self.k_norm(keys), values)
 
     def forward(
-        self, x: Float[Tensor, "batch token dim"], memory: KeysValues | None = None
+        self, x: Float[Tensor, "batch token dim"], memory: KeysValues | None = None, rotation: Rotation | None = None
     ) -> tuple[Float[Tensor, "batch token dim"], KeysValues]:
-        """Attended tokens, and these tokens' own keys and values."""
+        """Attended tokens, and these tokens' own keys and values; a `rotation` turns queries and keys."""
         queries, keys, values = map(self._split, self.qkv(x).chunk(3, -1))
         queries, keys = self.q_norm(queries), self.k_norm(keys)
+        if rotation is not None:
+            queries, keys = rotation.turn(queries), rotation.turn(keys)
         own = KeysValues(keys, values)
         if memory is not None:
             keys, values = torch.cat([memory.keys, keys], 2), torch.cat([memory.values, values], 2)

@@ -1,10 +1,13 @@
 """Transformer blocks: plain pre-norm ones and ones modulated by a condition."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from diorama.nn.attention import Attention, KeysValues, RMSNorm
+from diorama.nn.rope import Rotation
 
 
 class MLP(nn.Sequential):
@@ -28,15 +31,42 @@ class SwiGLU(nn.Module):
         return self.out(nn.functional.silu(gate) * value)
 
 
-class Block(nn.Module):
-    """Pre-norm block without linear biases: attention, then an MLP (LVSM's flavour)."""
+class LayerScale(nn.Module):
+    """A learned factor for every channel of a residual branch."""
 
-    def __init__(self, dim: int, heads: int, *, mlp_ratio: float = 4.0, depth: int = 0) -> None:
+    def __init__(self, dim: int, start: float) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(dim, bias=False)
-        self.attention = Attention(dim, heads)
-        self.mlp_norm = nn.LayerNorm(dim, bias=False)
-        self.mlp = MLP(dim, mlp_ratio)
+        self.gamma = nn.Parameter(torch.full((dim,), start))
+
+    def forward(self, x: Float[Tensor, "*any dim"]) -> Float[Tensor, "*any dim"]:
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """Pre-norm block: attention, then an MLP; without linear biases in LVSM's flavour.
+
+    With `bias` and a `layer_scale` to start from it is DINOv2's; VGGT's also has nn.LayerNorm as `qk_norm`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        mlp_ratio: float = 4.0,
+        depth: int = 0,
+        bias: bool = False,
+        qk_norm: bool | Callable[[int], nn.Module] = True,
+        eps: float = 1e-5,
+        layer_scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(dim, eps=eps, bias=bias)
+        self.attention = Attention(dim, heads, bias=bias, qk_norm=qk_norm)
+        self.attention_scale = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        self.mlp_norm = nn.LayerNorm(dim, eps=eps, bias=bias)
+        self.mlp = MLP(dim, mlp_ratio, bias=bias)
+        self.mlp_scale = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         for layer in (self.attention.qkv, self.mlp[0]):
             nn.init.normal_(layer.weight, std=0.02)  # type: ignore[arg-type]
         for layer in (self.attention.proj, self.mlp[2]):  # keeps the residual stream's size independent of depth
@@ -47,12 +77,12 @@ class Block(nn.Module):
         return self.attention.keys_values(self.attention_norm(x))
 
     def forward(
-        self, x: Float[Tensor, "batch token dim"], memory: KeysValues | None = None
+        self, x: Float[Tensor, "batch token dim"], memory: KeysValues | None = None, rotation: Rotation | None = None
     ) -> tuple[Float[Tensor, "batch token dim"], KeysValues]:
-        """The block's output, and its tokens' keys and values."""
-        attended, own = self.attention(self.attention_norm(x), memory)
-        x = x + attended
-        return x + self.mlp(self.mlp_norm(x)), own
+        """The block's output, and its tokens' keys and values; a `rotation` turns queries and keys."""
+        attended, own = self.attention(self.attention_norm(x), memory, rotation)
+        x = x + self.attention_scale(attended)
+        return x + self.mlp_scale(self.mlp(self.mlp_norm(x))), own
 
 
 class ModulatedBlock(nn.Module):
