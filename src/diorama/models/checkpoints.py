@@ -84,17 +84,53 @@ VGGT_ENCODERS = {  # depth and heads by the name of DINOv2's size
     "dinov2_vits14_reg": (12, 6), "dinov2_vitb14_reg": (12, 12), "dinov2_vitl14_reg": (24, 16),
 }  # fmt: skip
 
+# Gen3R's adapter and denoiser -> the published names, rules applied in this order to each of our names.
+# fmt: off
+GEOMETRY_ADAPTER_RULES = (
+    (r"^encoder\.stem\b", "encoder.init_block.resample.1"), (r"\.tokens_out\b", ".out_block.resample.2"),
+    (r"^encoder\.blocks\b", "encoder.downsamples"), (r"^decoder\.blocks\b", "decoder.upsamples"),
+    (r"\.norm1\b", ".residual.0"), (r"\.conv1\b", ".residual.2"),
+    (r"\.norm2\b", ".residual.3"), (r"\.conv2\b", ".residual.6"), (r"\.conv\b", ".resample.0"),
+    (r"\.conv_in\b", ".conv1"), (r"\.norm_out\b", ".head.0"), (r"\.conv_out\b", ".head.2"),
+    (r"^quant_conv\b", "conv1"), (r"^post_quant_conv\b", "conv2"),
+)
+GEOMETRY_ADAPTER_IGNORED = ("mean", "std")  # the trainer's export adds them, the published code never reads them
+GEOMETRY_ADAPTER_CONFIG = dict.fromkeys(
+    ("latent_channels", "hidden_dim", "input_dim", "output_dim", "resample_scale"), "a number"
+)
+GEN3R_TRANSFORMER_RULES = (  # ours are diffusers' but for the control
+    (r"^condition_embedder\.", ""), (r"^time_embedder\.linear_1\b", "time_embedding.0"),
+    (r"^time_embedder\.linear_2\b", "time_embedding.2"), (r"^time_proj\b", "time_projection.1"),
+    (r"^text_embedder\.linear_1\b", "text_embedding.0"), (r"^text_embedder\.linear_2\b", "text_embedding.2"),
+    (r"^image_embedder\.norm1\b", "img_emb.proj.0"), (r"^image_embedder\.ff\.net\.0\.proj\b", "img_emb.proj.1"),
+    (r"^image_embedder\.ff\.net\.2\b", "img_emb.proj.3"), (r"^image_embedder\.norm2\b", "img_emb.proj.4"),
+    (r"^patch_embedding\.control\.conv\b", "control_adapter.conv"),
+    (r"^patch_embedding\.control\b", "control_adapter.residual_blocks.0"),
+    (r"\.attn1\.", ".self_attn."), (r"\.attn2\.", ".cross_attn."), (r"\.to_(q|k|v)\b", r".\1"),
+    (r"\.to_out\.0\b", ".o"), (r"\.add_(k|v)_proj\b", r".\1_img"), (r"\.norm_added_k\b", ".norm_k_img"),
+    (r"\.norm2\b", ".norm3"),
+    (r"\.ffn\.net\.0\.proj\b", ".ffn.0"), (r"\.ffn\.net\.2\b", ".ffn.2"), (r"\.scale_shift_table$", ".modulation"),
+    (r"^scale_shift_table$", "head.modulation"), (r"^proj_out\b", "head.head"),
+)
+GEN3R_TRANSFORMER_CONFIG = dict.fromkeys((
+    "in_dim", "dim", "ffn_dim", "freq_dim", "text_dim", "out_dim", "num_heads", "num_layers", "eps",
+    "in_dim_control_adapter",
+), "a number")
+# fmt: on
+
 
 def convert(
     kind: str, state: Mapping[str, Tensor], config: Mapping[str, Any], *, source: str | Path | None = None
 ) -> tuple[dict[str, Any], State]:
     """Our keyword arguments and state dict from a published state dict and its config, which was read from `source`.
 
-    Kinds: `dit_ddt` (RAE's DiTwDDTHead without rotary table; config keys of its constructor) and `vggt` (facebook's
-    VGGT-1B, without its track head; a flat config as published, or one of the parts in VGGT_CONFIG). Strict both ways:
+    Kinds: `dit_ddt` (RAE's DiTwDDTHead without rotary table; config keys of its constructor), `vggt` (facebook's
+    VGGT-1B, without its track head; a flat config as published, or one of the parts in VGGT_CONFIG),
+    `geometry_adapter` and `gen3r_transformer` (Gen3R's folders geo_adapter and transformer). Strict both ways:
     ValueError names weights that are unknown or missing, and the source with the key that it lacks.
     """
     kinds = {"dit_ddt": _dit_ddt, "vggt": _vggt}
+    kinds |= {"geometry_adapter": _geometry_adapter, "gen3r_transformer": _gen3r_transformer}
     if kind not in kinds:
         raise ValueError(f"checkpoint kind {kind!r}: accepted are {', '.join(kinds)}")
     return kinds[kind](state, config, str(source or f"{kind}'s config"))
@@ -197,6 +233,53 @@ def _vggt_arguments(config: Mapping[str, Any], source: str) -> dict[str, Any]:
         "camera_layers": camera["trunk_depth"], "camera_heads": camera["num_heads"],
         "features": dpt["features"], "channels": dpt["out_channels"],
     }  # fmt: skip
+
+
+def _geometry_adapter(
+    state: Mapping[str, Tensor], config: Mapping[str, Any], source: str
+) -> tuple[dict[str, Any], State]:
+    from diorama.models.geometry_adapter import GeometryAdapter
+
+    _check_config(source, config, GEOMETRY_ADAPTER_CONFIG)
+    arguments = {
+        "channels": config["input_dim"], "latent_channels": config["latent_channels"], "dim": config["hidden_dim"],
+        "reduction": config["resample_scale"],
+    }  # fmt: skip
+    if all(name.startswith("model.") for name in state):
+        state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+    state = {name: tensor for name, tensor in state.items() if name not in GEOMETRY_ADAPTER_IGNORED}
+    return arguments, _renamed("geometry_adapter", state, GeometryAdapter, arguments, GEOMETRY_ADAPTER_RULES)
+
+
+def _gen3r_transformer(
+    state: Mapping[str, Tensor], config: Mapping[str, Any], source: str
+) -> tuple[dict[str, Any], State]:
+    from diorama.models.gen3r_transformer import Gen3RTransformer
+
+    _check_config(source, config, GEN3R_TRANSFORMER_CONFIG)
+    arguments = {
+        "num_attention_heads": config["num_heads"], "attention_head_dim": config["dim"] // config["num_heads"],
+        "in_channels": config["in_dim"], "out_channels": config["out_dim"], "text_dim": config["text_dim"],
+        "freq_dim": config["freq_dim"], "ffn_dim": config["ffn_dim"], "num_layers": config["num_layers"],
+        "eps": config["eps"], "added_kv_proj_dim": config["dim"], "control_channels": config["in_dim_control_adapter"],
+    }  # fmt: skip
+    return arguments, _renamed("gen3r_transformer", state, Gen3RTransformer, arguments, GEN3R_TRANSFORMER_RULES)
+
+
+def _renamed(
+    kind: str, state: Mapping[str, Tensor], model: type, arguments: dict[str, Any], rules: tuple[tuple[str, str], ...]
+) -> State:
+    """A published state under the names of model(**arguments), which `rules` turn into the published ones."""
+    with torch.device("meta"):
+        expected = model(**arguments).state_dict()
+    published = {}
+    for name in expected:
+        published[name] = name
+        for pattern, replacement in rules:
+            published[name] = re.sub(pattern, replacement, published[name])
+    shapes = {published[name]: tuple(tensor.shape) for name, tensor in expected.items()}
+    _compare(kind, {name: tuple(tensor.shape) for name, tensor in state.items()}, shapes)
+    return {name: state[published[name]] for name in expected}
 
 
 def _check_config(source: str, config: Mapping[str, Any], kinds: Mapping[str, str]) -> None:
