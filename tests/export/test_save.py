@@ -75,7 +75,7 @@ def test_a_full_disk_leaves_nothing(scene: Scene, tmp_path: Path, name: str, exi
 
 
 @pytest.mark.parametrize(
-    "step", ["write_ply", "write_video", "_write_depth", "_write_tensors", "_nerfstudio", "preview"]
+    "step", ["write_ply", "write_video", "_write_depth", "_write_tensors", "nerfstudio", "preview"]
 )
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("bug"), OSError(errno.ENOSPC, "No space left")])
 @pytest.mark.parametrize("existing", [False, True])

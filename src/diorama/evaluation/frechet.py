@@ -6,7 +6,7 @@ its key names the net (`fd_worlds64`) and its printed form the number; lower is 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ DINOV2 = "facebook/dinov2-large"  # ViT-L/14, the net of FD-DINOv2 (Stein et al.
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+@runtime_checkable  # so that tests can check types
 class Features(Protocol):
     """What turns RGB images in [0, 1] into features; distances over them are reported as `fd_NAME` and `kd_NAME`."""
 

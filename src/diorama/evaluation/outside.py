@@ -18,7 +18,7 @@ from torch import Tensor
 from diorama.data.images import image_size, read_image
 from diorama.evaluation.methods import Failure, Lazy
 from diorama.export.depth import png
-from diorama.export.folder import _cameras, _nerfstudio
+from diorama.export.folder import cameras_record, nerfstudio
 from diorama.export.ply import bytes_of
 from diorama.geometry.cameras import Cameras
 from diorama.scene import Condition, Provenance, Scene, Shot, Views
@@ -96,11 +96,11 @@ def write_request(folder: Path, request: Condition, wanted: Cameras | Shot, seed
         "wanted": {str(place): f"answer/images/{place:05d}.png" for place in range(views) if place not in request.at},
         "prompt": request.prompt,
         "seed": seed,
-        "cameras": None if isinstance(wanted, Shot) else _cameras(wanted),
+        "cameras": None if isinstance(wanted, Shot) else cameras_record(wanted),
     }
     if not isinstance(wanted, Shot):
         blank = Views(torch.zeros(views, 3, wanted.height, wanted.width), wanted)
-        (folder / "transforms.json").write_text(json.dumps(_nerfstudio(blank, None), indent=1) + "\n")
+        (folder / "transforms.json").write_text(json.dumps(nerfstudio(blank, None), indent=1) + "\n")
     (folder / "request.json").write_text(json.dumps(document, indent=1) + "\n")
 
 

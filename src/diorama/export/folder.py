@@ -50,7 +50,7 @@ def write_folder(scene: Scene, path: str | Path, *, overwrite: bool = False) -> 
         write_video(views.images, folder / "video.mp4")
         (folder / "preview.png").write_bytes(png(preview(views)))
         if views.cameras is not None:
-            (folder / "transforms.json").write_text(_json(_nerfstudio(views, unit), "cameras"))
+            (folder / "transforms.json").write_text(_json(nerfstudio(views, unit), "cameras"))
         (folder / "scene.json").write_text(description)
 
 
@@ -84,11 +84,11 @@ def _record(views: Views) -> dict[str, Any]:
         "height": views.images.shape[-2],
         "width": views.images.shape[-1],
         "holds": list(_geometry(views)),
-        "cameras": None if cameras is None else _cameras(cameras),
+        "cameras": None if cameras is None else cameras_record(cameras),
     }
 
 
-def _cameras(cameras: Cameras) -> dict[str, Any]:
+def cameras_record(cameras: Cameras) -> dict[str, Any]:
     """OpenCV axes, camera-to-world, pixels; a float32 number written in full comes back as it was."""
     return {
         "height": cameras.height,
@@ -98,7 +98,7 @@ def _cameras(cameras: Cameras) -> dict[str, Any]:
     }
 
 
-def _nerfstudio(views: Views, unit: float | None) -> dict[str, Any]:
+def nerfstudio(views: Views, unit: float | None) -> dict[str, Any]:
     """transforms.json: OpenGL camera-to-world, pixels, the first pixel's centre at (0.5, 0.5)."""
     cameras = views.cameras
     assert cameras is not None
