@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 State = dict[str, Tensor]
+Rules = Iterable[tuple[str, str | Callable[[re.Match[str]], str]]]  # arguments of re.sub
 
 # RAE's DiTwDDTHead -> DiT3D, outside the blocks. A fixed position table loads into the learned one.
 DIT_DDT = {
@@ -190,18 +191,10 @@ def _vggt(state: Mapping[str, Tensor], config: Mapping[str, Any], source: str) -
 
     try:
         with torch.device("meta"):
-            expected = VGGT(**arguments).state_dict()
+            VGGT(**arguments)
     except Exception as error:  # a constructor may say anything of values that it cannot use
         raise ValueError(f"{source}: no config of VGGT ({str(error).splitlines()[0]})") from None
-    published = {}
-    for name in expected:
-        theirs = name
-        for pattern, replacement in VGGT_RULES:
-            theirs = re.sub(pattern, replacement, theirs)
-        published[name] = theirs
-    shapes = {published[name]: tuple(tensor.shape) for name, tensor in expected.items()}
-    _compare("vggt", {name: tuple(tensor.shape) for name, tensor in state.items()}, shapes)
-    return arguments, {name: state[theirs] for name, theirs in published.items()}
+    return arguments, _renamed("vggt", state, VGGT, arguments, VGGT_RULES)
 
 
 def _vggt_arguments(config: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -266,9 +259,7 @@ def _gen3r_transformer(
     return arguments, _renamed("gen3r_transformer", state, Gen3RTransformer, arguments, GEN3R_TRANSFORMER_RULES)
 
 
-def _renamed(
-    kind: str, state: Mapping[str, Tensor], model: type, arguments: dict[str, Any], rules: tuple[tuple[str, str], ...]
-) -> State:
+def _renamed(kind: str, state: Mapping[str, Tensor], model: type, arguments: dict[str, Any], rules: Rules) -> State:
     """A published state under the names of model(**arguments), which `rules` turn into the published ones."""
     with torch.device("meta"):
         expected = model(**arguments).state_dict()
