@@ -147,6 +147,20 @@ def test_half_precision_is_near(model):
 
 
 @torch.no_grad()
+def test_an_offloaded_adapter_is_fetched_whichever_way_it_is_used():
+    class Hook:
+        fetched = 0
+
+        def pre_forward(self, module):
+            self.fetched += 1
+
+    model = adapter()
+    model._hf_hook = Hook()
+    model.decode(model.encode(noise(1, CHANNELS, 1, 4, 4)).mode())
+    assert model._hf_hook.fetched == 2
+
+
+@torch.no_grad()
 def test_saving_and_loading_gives_the_same_model(model, tmp_path):
     model.save_pretrained(tmp_path)
     again = GeometryAdapter.from_pretrained(tmp_path)

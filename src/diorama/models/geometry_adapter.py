@@ -10,6 +10,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock, WanRMS_norm
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -22,21 +23,20 @@ LATENTS_STD = (
     0.56929547, 0.61451489, 0.68560797, 0.78598368, 0.51151282, 0.75570852, 0.80284864, 0.63438177,
     0.82458758, 0.59266430, 0.75781488, 0.70593017, 0.70382243, 0.57837099, 0.73155540, 0.71971470,
 )  # fmt: skip
+Layer = Float[Tensor, "batch frame token dim"]
+Tokens = Float[Tensor, "batch channel frame height width"]  # packed, on VGGT's grid of patches
+Latents = Float[Tensor, "batch latent latent_frame latent_height latent_width"]
 Past = dict[nn.Module, Tensor]  # what each causal layer has to remember of the frames before a chunk
 
 
-def pack_tokens(
-    layers: Sequence[Float[Tensor, "batch frame token dim"]], height: int, width: int
-) -> Float[Tensor, "batch channel frame {height} {width}"]:
+def pack_tokens(layers: Sequence[Layer], height: int, width: int) -> Tokens:
     """Patch tokens of a grid of height x width, layer by layer, then the last layer's camera token at every place."""
     camera = layers[-1][:, :, :1].expand(-1, -1, height * width, -1)
     maps = torch.cat([*(layer[:, :, -height * width :] for layer in layers), camera], -1)
     return maps.unflatten(2, (height, width)).permute(0, 4, 1, 2, 3)
 
 
-def unpack_tokens(
-    packed: Float[Tensor, "batch channel frame height width"], special: int = SPECIAL_TOKENS
-) -> list[Float[Tensor, "batch frame token dim"]]:
+def unpack_tokens(packed: Tokens, special: int = SPECIAL_TOKENS) -> list[Layer]:
     """VGGT's four layers again; the camera token's mean over all places stands for every special token."""
     *layers, camera = packed.flatten(3).permute(0, 2, 3, 1).chunk(5, -1)
     camera = camera.mean(2, keepdim=True).expand(-1, -1, special, -1)
@@ -224,9 +224,8 @@ class GeometryAdapter(ModelMixin, ConfigMixin):
         self.post_quant_conv = nn.Conv3d(latent_channels, latent_channels, 1)
         self.decoder = Decoder(channels, latent_channels, dim, reduction)
 
-    def encode(
-        self, tokens: Float[Tensor, "batch channel frame height width"], *, chunk: int | None = None
-    ) -> DiagonalGaussianDistribution:
+    @apply_forward_hook  # or nothing would move an offloaded adapter to its device
+    def encode(self, tokens: Tokens, *, chunk: int | None = None) -> DiagonalGaussianDistribution:
         """Posterior of the normalised latents, batch latent (frame + 3) / 4 height * 7/4 width * 7/4.
 
         `chunk` latent frames at a time need less memory and give the same, up to rounding.
@@ -243,10 +242,9 @@ class GeometryAdapter(ModelMixin, ConfigMixin):
         center, scale = self._statistics(mean)
         return DiagonalGaussianDistribution(torch.cat([(mean - center) / scale, log_variance], 1))
 
-    def decode(
-        self, latents: Float[Tensor, "batch latent frame height width"], *, chunk: int | None = None
-    ) -> Float[Tensor, "batch channel frames patches_high patches_wide"]:
-        """Packed tokens of 4 * frame - 3 frames, at 4/7 of the latents' size; `chunk` as in `encode`."""
+    @apply_forward_hook
+    def decode(self, latents: Latents, *, chunk: int | None = None) -> Tokens:
+        """Packed tokens of 4 * latent_frame - 3 frames, at 4/7 of the latents' size; `chunk` as in `encode`."""
         height, width = latents.shape[3:]
         if height % 7 or width % 7:
             raise ValueError(f"geometry latents of {height}x{width}: accepted are multiples of 7")
