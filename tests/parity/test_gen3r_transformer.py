@@ -115,3 +115,7 @@ def test_what_is_missing_or_unknown_is_told_by_its_published_name(golden, state)
         ValueError, match=r"^gen3r_transformer's config: 'num_heads' is missing; accepted are in_dim, dim"
     ):
         convert("gen3r_transformer", state, {k: v for k, v in config.items() if k != "num_heads"})
+    with pytest.raises(
+        ValueError, match=r"^gen3r_transformer's config: 'num_heads' is 7; accepted are divisors of 96$"
+    ):
+        convert("gen3r_transformer", state, config | {"num_heads": 7})

@@ -250,6 +250,10 @@ def _gen3r_transformer(
     from diorama.models.gen3r_transformer import Gen3RTransformer
 
     _check_config(source, config, GEN3R_TRANSFORMER_CONFIG)
+    if not config["num_heads"] or config["dim"] % config["num_heads"]:
+        raise ValueError(
+            f"{source}: 'num_heads' is {config['num_heads']!r}; accepted are divisors of {config['dim']!r}"
+        )
     arguments = {
         "num_attention_heads": config["num_heads"], "attention_head_dim": config["dim"] // config["num_heads"],
         "in_channels": config["in_dim"], "out_channels": config["out_dim"], "text_dim": config["text_dim"],
