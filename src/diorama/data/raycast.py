@@ -180,6 +180,7 @@ def _box(origin, direction, half, hollow):
         enter, leave = middle - reach, middle.add_(reach)
         near = enter if near is None else torch.maximum(near, enter, out=near)
         far = leave if far is None else torch.minimum(far, leave, out=far)
+    assert near is not None and far is not None  # there are three axes
     missed = near - far
     # from inside a room one sees where its rays leave it
     return _unless(torch.maximum(near, far.add_((hollow - 1) * NEVER)), missed)

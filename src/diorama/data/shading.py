@@ -156,7 +156,7 @@ def _render(
     color = _tone(color * _of(stage.air.exposure, rays.world))
     color, distance = (_untile(a, len(world), rows, columns)[..., :height, :width] for a in (color, distance[None]))
     color, distance = color.contiguous(), distance[0].contiguous()
-    edge = _edges(color).flatten().nonzero()[:, 0] if samples > 1 else []
+    edge = _edges(color).flatten().nonzero()[:, 0] if samples > 1 else torch.empty(0)
     if len(edge):
         view, pixel = edge // (height * width), edge % (height * width)
         offsets = _offsets(samples, device)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from diorama.geometry.alignment import Scale, umeyama
@@ -79,7 +79,7 @@ def nearest_distance(source: Float[Tensor, "point 3"], target: Float[Tensor, "ot
     """Distance from each source point to the nearest target point; ValueError for an empty cloud."""
     if not (len(source) and len(target)):
         raise ValueError(f"clouds of {len(source)} and {len(target)} points: both need at least 1")
-    distances, _ = cKDTree(target.detach().cpu().double().numpy()).query(source.detach().cpu().double().numpy())
+    distances, _ = KDTree(target.detach().cpu().double().numpy()).query(source.detach().cpu().double().numpy())
     return torch.from_numpy(distances)
 
 

@@ -168,7 +168,7 @@ def inception(device: str | torch.device = "cpu") -> NetFeatures:
     Raises Unavailable unless the user has that package and its weights.
     """
     try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # type: ignore[import-not-found]
     except (ImportError, RuntimeError) as error:  # a torchvision of another build raises the second
         says = str(error).splitlines()[0]
         raise Unavailable(
@@ -194,7 +194,7 @@ def dinov2(device: str | torch.device = "cpu") -> NetFeatures:
             f"fd_dinov2: found no {DINOV2} (published under that name at huggingface.co); "
             f"looked in {folder} and the Hugging Face cache"
         ) from None
-    net = net.eval().requires_grad_(False).to(device)
+    net = net.eval().requires_grad_(False).to(device)  # type: ignore[arg-type]
     mean, deviation = (torch.tensor(c, device=device)[:, None, None] for c in (IMAGENET_MEAN, IMAGENET_DEVIATION))
 
     def embed(images: Tensor) -> Tensor:

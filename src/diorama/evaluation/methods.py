@@ -31,13 +31,13 @@ class Lazy(Sequence):
     """A sequence whose entries are made when they are asked for: not all scenes of a benchmark fit into memory."""
 
     def __init__(self, count: int, make: Callable[[int], Any]) -> None:
-        self.count, self.make = count, make
+        self.length, self.make = count, make
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
     def __getitem__(self, index: int) -> Any:  # type: ignore[override]
-        if not 0 <= index < self.count:
+        if not 0 <= index < self.length:
             raise IndexError(index)
         return self.make(index)
 
@@ -92,7 +92,7 @@ class Generation:
         self, requests: Sequence[Condition], cameras: Sequence[Cameras | Shot], seeds: Sequence[int]
     ) -> Sequence[Scene | Failure]:
         """Sampled scenes."""
-        options = dict(steps=self.steps, guidance=self.guidance)
+        options: dict[str, Any] = dict(steps=self.steps, guidance=self.guidance)
         return [*self.pipeline.generate(list(requests), list(cameras), seed=list(seeds), **options)]
 
 
@@ -188,7 +188,7 @@ def _depth_warp(truth: Views, at: tuple[int, ...]) -> Views:
 
 
 SIMPLE: dict[str, Method] = {
-    method.name: method
+    method.name: method  # type: ignore[misc]
     for method in (
         Baseline("nearest", copy_nearest),
         Baseline("nearest-blurred", _nearest_blurred, settings={"blur": BLUR}),

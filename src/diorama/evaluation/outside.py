@@ -59,8 +59,8 @@ class Outside:
         """The scenes that the command answered with; what is missing or broken is a failure of that scene alone."""
         shutil.rmtree(self.folder, ignore_errors=True)
         scenes = [self.folder / f"{number:05d}" for number in range(len(requests))]
-        for scene, *request in zip(scenes, requests, cameras, seeds, strict=True):
-            write_request(scene, *request)
+        for scene, request, wanted, seed in zip(scenes, requests, cameras, seeds, strict=True):
+            write_request(scene, request, wanted, seed)
         said = self._run(self.folder.resolve())
         return Lazy(len(scenes), lambda row: self._answer(scenes[row], requests[row], cameras[row], said))
 
@@ -175,8 +175,8 @@ class ColmapPoses:
             registered = [image for image in model.images.values() if getattr(image, "has_pose", True)]
             if len(registered) == len(images):
                 for image in registered:
-                    pose = image.cam_from_world
-                    poses[image.name] = (pose() if callable(pose) else pose).matrix()  # a method since 3.12
+                    pose: Any = image.cam_from_world
+                    poses[image.name] = (pose() if callable(pose) else pose).matrix()  # type: ignore[attr-defined]  # a method since 3.12
                     lenses[image.name] = model.cameras[image.camera_id].calibration_matrix()
         if not poses:
             return None

@@ -1,7 +1,7 @@
 """Benchmarks as records: which views of a scene are known, which are scored, at what size, out of which scenes."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -82,7 +82,7 @@ def _numbers(counts: tuple[int, ...], views: int) -> tuple[Setting, ...]:
     return tuple(Setting(f"{count} known", known_places(count, views)) for count in counts)
 
 
-_TOKENS = dict(
+_TOKENS: dict[str, Any] = dict(
     settings=_numbers((1, 2, 6), 16),  # the main text says random, the appendix uniform: the appendix
     views=16,
     size=Size(pixels=75_500, multiple=14),  # not stated: the largest area trained at, at the scene's own aspect

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Measure(NamedTuple):
@@ -55,6 +55,7 @@ def published_tables() -> tuple[PublishedTable, ...]:
 def _table(paper: dict, table: dict) -> PublishedTable:
     metrics = {name: Measure(**measure) for name, measure in table["metrics"].items()}
     rows = (Row(*row[:3], dict(zip(metrics, row[3:], strict=True))) for row in table["rows"])
-    words = {key: table[key] for key in ("table", "part", "caption", "protocol")}
-    lists = {key: tuple(table[key]) for key in ("notes", "own")}
-    return PublishedTable(paper["paper"], paper["source"], **words, **lists, metrics=metrics, rows=tuple(rows))
+    words: dict[str, Any] = {key: table[key] for key in ("table", "part", "caption", "protocol")}
+    lists: dict[str, Any] = {key: tuple(table[key]) for key in ("notes", "own")}
+    places: dict[str, Any] = {"paper": paper["paper"], "source": paper["source"]}
+    return PublishedTable(**places, **words, **lists, metrics=metrics, rows=tuple(rows))

@@ -92,8 +92,9 @@ def ranking(scenes: dict[str, dict[str, Any]], metric: str, better: str) -> list
 
     def key(name: str) -> tuple[bool, float | int, str]:
         value = scenes[name]["metrics"].get(metric)
-        missing = value is None or not math.isfinite(value)
-        return missing, 0.0 if missing else value if better == "lower" else -value, name
+        if value is None or not math.isfinite(value):
+            return True, 0.0, name
+        return False, value if better == "lower" else -value, name
 
     return sorted(scenes, key=key)
 

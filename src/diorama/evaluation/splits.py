@@ -304,7 +304,7 @@ def _part(entry: Any, known: str, wanted: str, where: str) -> Part:
     for name, part in zip((known, wanted), parts, strict=True):
         if not isinstance(part, list) or not part or any(type(n) is not int or n < 0 for n in part):
             raise ValueError(f"{where}: {name!r} is no list of frame numbers; accepted is {{{known!r}: [0, 9], ..}}")
-    return Part(*(tuple(dict.fromkeys(part)) for part in parts))
+    return Part(*(tuple(dict.fromkeys(part or ())) for part in parts))
 
 
 def _worlds_digest(data: WorldsCache) -> str:

@@ -93,8 +93,8 @@ def why(run: Run, metric: str, row: dict[str, Any]) -> str:
 
 def interval(row: dict[str, Any]) -> str:
     """The 95 % interval of a summary's row, if it has one."""
-    ends = row.get("low"), row.get("high")
-    return "" if None in ends else f"[{shown(ends[0])}, {shown(ends[1])}]"
+    low, high = row.get("low"), row.get("high")
+    return "" if low is None or high is None else f"[{shown(low)}, {shown(high)}]"
 
 
 def headline(runs: Sequence[Run]) -> Table:

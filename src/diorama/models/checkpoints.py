@@ -96,7 +96,7 @@ GEOMETRY_ADAPTER_RULES = (
     (r"^quant_conv\b", "conv1"), (r"^post_quant_conv\b", "conv2"),
 )
 GEOMETRY_ADAPTER_IGNORED = ("mean", "std")  # the trainer's export adds them, the published code never reads them
-GEOMETRY_ADAPTER_CONFIG = dict.fromkeys(
+GEOMETRY_ADAPTER_CONFIG: dict[str, str] = dict.fromkeys(
     ("latent_channels", "hidden_dim", "input_dim", "output_dim", "resample_scale"), "a number"
 )
 GEN3R_TRANSFORMER_RULES = (  # ours are diffusers' but for the control
@@ -113,7 +113,7 @@ GEN3R_TRANSFORMER_RULES = (  # ours are diffusers' but for the control
     (r"\.ffn\.net\.0\.proj\b", ".ffn.0"), (r"\.ffn\.net\.2\b", ".ffn.2"), (r"\.scale_shift_table$", ".modulation"),
     (r"^scale_shift_table$", "head.modulation"), (r"^proj_out\b", "head.head"),
 )
-GEN3R_TRANSFORMER_CONFIG = dict.fromkeys((
+GEN3R_TRANSFORMER_CONFIG: dict[str, str] = dict.fromkeys((
     "in_dim", "dim", "ffn_dim", "freq_dim", "text_dim", "out_dim", "num_heads", "num_layers", "eps",
     "in_dim_control_adapter",
 ), "a number")

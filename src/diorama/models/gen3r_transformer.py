@@ -136,9 +136,9 @@ class Gen3RTransformer(WanTransformer3DModel, ModelMixin, ConfigMixin):
                 raise ValueError(f"camera control of shape {tuple(control.shape[1:])}: accepted is {wanted}")
             folded = F.pixel_unshuffle(control.transpose(1, 2), PIXELS).transpose(1, 2)
             hidden_states = torch.cat([hidden_states, folded.to(hidden_states.dtype)], 1)
-        return super().forward(
+        return super().forward(  # type: ignore[return-value]
             hidden_states,
-            timestep,
+            timestep,  # type: ignore[arg-type]
             F.pad(encoder_hidden_states, (0, 0, 0, missing)),
             encoder_hidden_states_image,
             return_dict,

@@ -71,4 +71,5 @@ class TimeEmbed(nn.Module):
 
     def forward(self, t: Float[Tensor, " batch"]) -> Float[Tensor, "batch dim"]:
         angles = 2 * math.pi * t[:, None].float() * self.frequencies
-        return self.mlp(torch.cat([angles.sin(), angles.cos()], -1).to(self.mlp[0].weight.dtype))
+        features = torch.cat([angles.sin(), angles.cos()], -1)
+        return self.mlp(features.to(self.mlp[0].weight.dtype))  # type: ignore[arg-type]

@@ -244,7 +244,8 @@ class TokenPipeline(ScenePipeline):
         images, points, confidence = (
             None if values[0] is None else torch.cat(values, 1) for values in zip(*parts, strict=True)
         )
-        views = Views(images.clamp(0, 1), local, points, None if confidence is None else confidence - 1)
+        shown = images.clamp(0, 1)  # type: ignore[union-attr]
+        views = Views(shown, local, points, None if confidence is None else confidence - 1)
         return [_in_world(*row, raw=raw) for row in zip(views.apart(), paths, frames, strict=True)]
 
 
