@@ -25,7 +25,7 @@ diorama train rae3d --out "$runs/rae3d" "${rae3d[@]}" --steps 3000 --final-rate 
     --known-views 1 2 2 3 4 4 8 --known-targets 1 --mask-probability 0.3 --start "$runs/near/model"
 
 diorama train dit3d --out "$runs/dit3d" "${common[@]}" --autoencoder "$runs/rae3d/model" --title tiny --batch 64 \
-    --steps 1000 --final-rate 0.02 --ema 0.995 --encoder-views 8 --visible 1 1 2 3 4 --samples 1 \
+    --steps 640 --final-rate 0.02 --ema 0.995 --encoder-views 8 --visible 1 1 2 3 4 --samples 1 \
     --conditions 1 --guidance 1.5 --save-every 100
 
 python recipes/embed.py "$runs/dit3d/model" src/diorama/weights/tiny

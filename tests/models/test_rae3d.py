@@ -59,7 +59,7 @@ def test_any_number_of_views_of_any_size(model, views, height, width):
     made = model.decode(latents, rays(views + 1, width, height))
     assert made.images.shape == (1, views + 1, 3, width, height)
     assert made.points.shape == (1, views + 1, width, height, 3)
-    assert made.confidence.shape == (1, views + 1, width, height) and (made.confidence >= 1).all()
+    assert made.confidence.shape == (1, views + 1, width, height) and (made.confidence > 0).all()
 
 
 def test_sides_that_are_no_multiples_of_the_patch_are_refused_in_one_line(model):
@@ -199,6 +199,13 @@ def test_without_a_point_decoder_there_are_no_points():
 
 
 @torch.no_grad()
+def test_a_small_confidence_is_still_one(model):
+    """Next to VGGT's 1 it would round to none, which says that there is no surface."""
+    model.point_head.out[-1].bias.data[3] = -30
+    made = model.decode(torch.randn(1, TOKENS, DIM), rays(2))
+    assert (made.confidence > 0).all() and (made.confidence < 1e-6).all()
+
+
 def test_points_and_confidence_are_vggts_functions_of_the_heads_output(model):
     latents, places = encoded(model), rays(1)
     cache = model.cache(latents)
@@ -208,7 +215,7 @@ def test_points_and_confidence_are_vggts_functions_of_the_heads_output(model):
     raw = model.point_head([layers[tap] for tap in (0, 0, 1, 1)], (4, 4), (32, 32))[0]
     points, confidence = model.decode_points(cache, places)
     torch.testing.assert_close(points[0, 0], (raw[:3].sign() * (raw[:3].abs().exp() - 1)).permute(1, 2, 0))
-    torch.testing.assert_close(confidence[0, 0], 1 + raw[3].exp())
+    torch.testing.assert_close(confidence[0, 0], raw[3].exp())
 
 
 def test_a_picture_of_the_training_mean_is_what_no_output_means(model):

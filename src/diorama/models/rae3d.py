@@ -29,7 +29,7 @@ class Decoded(NamedTuple):
 
     images: Float[Tensor, "batch view 3 height width"]  # RGB, about [0, 1], not clamped
     points: Float[Tensor, "batch view height width 3"] | None  # in the latents' frame
-    confidence: Float[Tensor, "batch view height width"] | None  # >= 1
+    confidence: Float[Tensor, "batch view height width"] | None  # > 0; VGGT's is 1 + this
 
 
 class LatentCache(NamedTuple):
@@ -173,14 +173,14 @@ class RAE3D(ModelMixin, ConfigMixin):
     def decode_points(
         self, scene: LatentCache, rays: Float[Tensor, "batch view 6 height width"]
     ) -> tuple[Float[Tensor, "batch view height width 3"], Float[Tensor, "batch view height width"]]:
-        """Point map and confidence (>= 1) of target views (VGGT's activations)."""
+        """Point map and confidence (> 0: VGGT's without the 1, next to which a small one would round away)."""
         if self.point_decoder is None or self.point_head is None:
             raise ValueError("this RAE3D has no point-map decoder (point_layers=0)")
         tokens, grid, batch = self._ray_tokens(rays)
         layers = self.point_decoder(tokens, scene.latents, scene.points)
         raw = self.point_head([layers[tap] for tap in self.config.point_taps], grid, tuple(rays.shape[-2:]))
         raw = raw.float().movedim(1, -1).unflatten(0, (batch, -1))
-        return raw[..., :3].sign() * raw[..., :3].abs().expm1(), 1 + raw[..., 3].exp()
+        return raw[..., :3].sign() * raw[..., :3].abs().expm1(), raw[..., 3].exp()
 
     def decode(
         self,

@@ -245,7 +245,7 @@ class TokenPipeline(ScenePipeline):
             None if values[0] is None else torch.cat(values, 1) for values in zip(*parts, strict=True)
         )
         shown = images.clamp(0, 1)  # type: ignore[union-attr]
-        views = Views(shown, local, points, None if confidence is None else confidence - 1)
+        views = Views(shown, local, points, confidence)
         return [_in_world(*row, raw=raw) for row in zip(views.apart(), paths, frames, strict=True)]
 
 

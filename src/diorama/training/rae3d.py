@@ -131,7 +131,7 @@ class RAE3DStage:
             points, confidence = self.model.decode_points(cache, rays[:, : config.point_views])
             true: Tensor = similarity.to(device).apply(some.points)  # type: ignore[arg-type]
             unit = _point_unit(config.point_unit, true, some.mask, cameras[known : known + config.point_views])  # type: ignore[arg-type]
-            terms = point_loss(points / unit, confidence, true / unit, some.mask)  # type: ignore[arg-type]
+            terms = point_loss(points / unit, 1 + confidence, true / unit, some.mask)  # type: ignore[arg-type]
             losses |= {f"point_{name}": config.point_weight * value for name, value in terms.items()}
         yield "reconstruction", losses
 
