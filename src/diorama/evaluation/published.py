@@ -54,7 +54,10 @@ def published_tables() -> tuple[PublishedTable, ...]:
 
 def _table(paper: dict, table: dict) -> PublishedTable:
     metrics = {name: Measure(**measure) for name, measure in table["metrics"].items()}
-    rows = (Row(*row[:3], dict(zip(metrics, row[3:], strict=True))) for row in table["rows"])
+    rows = (
+        Row(method, known, dataset, dict(zip(metrics, values, strict=True)))
+        for method, known, dataset, *values in table["rows"]
+    )
     words: dict[str, Any] = {key: table[key] for key in ("table", "part", "caption", "protocol")}
     lists: dict[str, Any] = {key: tuple(table[key]) for key in ("notes", "own")}
     places: dict[str, Any] = {"paper": paper["paper"], "source": paper["source"]}
