@@ -51,7 +51,7 @@ PARTS = {
 }
 CONFIGS = {
     "autoencoder": "patch tokens dim heads neck_layers decoder_layers point_layers point_taps point_features "
-    "point_channels ray_frequencies attention",
+    "point_channels ray_frequencies ray_products attention",
     "denoiser": "tokens channels dim layers heads head_dim head_layers head_heads mlp_ratio condition classes qk_norm "
     "head_index",
 }

@@ -57,8 +57,10 @@ class Command:
 
 def interrupted(words: Sequence[str | Path | int], folder: Path, begun: str) -> Result:
     """What a process answers when the terminal interrupts it and all it started, once `begun` is in the folder."""
-    streams = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with subprocess.Popen([str(word) for word in words], start_new_session=True, **streams) as process:  # type: ignore[call-overload]
+    options = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # a shell's background job ignores interrupts, and so does all it starts
+    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen([str(word) for word in words], **options) as process:  # type: ignore[call-overload]
         try:
             assert until(lambda: any(folder.glob(begun)) or process.poll() is not None, 100)
             os.killpg(process.pid, signal.SIGINT)
