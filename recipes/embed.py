@@ -1,5 +1,6 @@
 """Write a trained pipeline in half precision, small enough to travel in the package: embed.py RUN/model TARGET."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -13,6 +14,10 @@ if __name__ == "__main__":
     for model in (pipeline.autoencoder, pipeline.denoiser):
         model.to(torch.float16)
     pipeline.save_pretrained(target)
+    for file in target.rglob("config.json"):  # where it lay when it was trained is nobody's business
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     for file in target.rglob("*.safetensors"):  # written for their owner alone
         file.chmod(0o644)
     print(f"{target}: {sum(file.stat().st_size for file in target.rglob('*') if file.is_file()) / 1e6:.1f} MB")
