@@ -27,6 +27,14 @@ class Golden:
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
 
+    def state(self) -> dict[str, Tensor]:
+        """All weights of the module under their published names, checked against the fixture's sum."""
+        told = self.config["weights"]
+        state = weights(told["entries"], self.config["prefix"])
+        total = sum(float(tensor.double().abs().sum()) for tensor in state.values())
+        assert abs(total - told["sum_of_abs"]) <= 1e-6 * told["sum_of_abs"]
+        return state
+
     def check(self, **found: Tensor) -> None:
         """Assert that every named output is within its own limit of the reference."""
         for name, value in found.items():

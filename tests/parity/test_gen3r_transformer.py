@@ -8,7 +8,7 @@ import torch
 from diorama.models.checkpoints import convert
 from diorama.models.gen3r_transformer import PIXELS, Gen3RTransformer
 
-from .golden import load, weights
+from .golden import load
 
 
 @pytest.fixture(scope="module")
@@ -18,10 +18,7 @@ def golden():
 
 @pytest.fixture(scope="module")
 def state(golden):
-    told = golden.config["weights"]
-    state = weights(told["entries"], golden.config["prefix"])
-    assert sum(float(tensor.double().abs().sum()) for tensor in state.values()) == pytest.approx(told["sum_of_abs"])
-    return state
+    return golden.state()
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import torch
 from diorama.models.checkpoints import convert
 from diorama.models.geometry_adapter import GeometryAdapter, pack_tokens, unpack_tokens
 
-from .golden import load, weights
+from .golden import load
 
 
 @pytest.fixture(scope="module")
@@ -16,10 +16,7 @@ def golden():
 
 @pytest.fixture(scope="module")
 def state(golden):
-    told = golden.config["weights"]
-    state = weights(told["entries"], golden.config["prefix"])
-    assert sum(float(tensor.double().abs().sum()) for tensor in state.values()) == pytest.approx(told["sum_of_abs"])
-    return state
+    return golden.state()
 
 
 @pytest.fixture(scope="module")
