@@ -100,7 +100,8 @@ def test_weights_that_do_not_fit_are_refused_by_name(golden):
     with pytest.raises(ValueError, match=r"^dit_ddt: weight 'output\.bias' of shape \(23,\), expected \(24,\)$"):
         convert("dit_ddt", state | {"final_layer.linear.bias": torch.ones(23)}, config)
     with pytest.raises(
-        ValueError, match=r"^checkpoint kind 'dit': accepted are dit_ddt, vggt, geometry_adapter, gen3r_transformer$"
+        ValueError,
+        match=r"^checkpoint kind 'dit': accepted are dit_ddt, vggt, geometry_adapter, gen3r_transformer, wan_",
     ):
         convert("dit", state, config)
 
