@@ -4,7 +4,7 @@ import pytest
 import torch
 from tests.miniature import dit3d, images, path, pipeline
 
-from diorama.pipelines.base import embedded_models, load, pick_device
+from diorama.pipelines.base import PIPELINES, embedded_models, load, pick_device
 from diorama.scene import Condition, Views
 
 
@@ -55,7 +55,8 @@ def test_an_index_that_is_none(folder, text):
 def test_a_pipeline_of_another_class(folder):
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
     found = refusal(folder)
-    assert found == f"{folder}/model_index.json: pipeline 'StableDiffusionPipeline', accepted are TokenPipeline"
+    accepted = ", ".join(PIPELINES)
+    assert found == f"{folder}/model_index.json: pipeline 'StableDiffusionPipeline', accepted are {accepted}"
 
 
 @pytest.mark.parametrize("part", ["autoencoder", "denoiser"])

@@ -18,7 +18,11 @@ from diorama.geometry.cameras import Cameras
 from diorama.geometry.similarity import Similarity
 from diorama.scene import Condition, Provenance, Scene, Shot, Views
 
-PIPELINES = {"TokenPipeline": "diorama.pipelines.tokens"}  # class name in model_index.json -> module
+PIPELINES = {  # class name in model_index.json -> module
+    "TokenPipeline": "diorama.pipelines.tokens",
+    "VGGTPipeline": "diorama.pipelines.vggt",
+}
+PUBLISHED_VGGT = ("model.safetensors", "model.pt")  # of facebook/VGGT-1B, which has no model_index.json
 OnStep = Callable[[int, int], None]
 
 
@@ -194,13 +198,14 @@ def load(model: str | Path, device: str = "auto") -> ScenePipeline:
     if not (folder / "model_index.json").is_file():
         folder = Path(model)
     index = folder / "model_index.json"
-    if not index.is_file():
+    published = not index.is_file() and any((folder / file).is_file() for file in PUBLISHED_VGGT)
+    if not index.is_file() and not published:
         embedded = ", ".join(embedded_models()) or "none"
         raise ValueError(
             f"model {str(model)!r}: neither an embedded model ({embedded}) nor a folder with model_index.json"
         )
     try:
-        name = json.loads(index.read_text())["_class_name"]
+        name = "VGGTPipeline" if published else json.loads(index.read_text())["_class_name"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{index}: not a pipeline's index (JSON with _class_name)") from None
     if name not in PIPELINES:
