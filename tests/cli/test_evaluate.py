@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests import published_vggt
 
 import diorama
 from diorama.evaluation import protocols
@@ -86,6 +87,34 @@ def test_what_it_refuses(command: Command, captures: Path) -> None:
     )
     assert command("evaluate", "nearest", "3drae", "--data", captures, *out).code == 0
     assert "another method name" in refused("mean", "3drae", "--data", captures, *out)
+
+
+def test_poses_are_estimated_by_a_vggt_in_a_folder(command: Command, captures: Path) -> None:
+    folder = published_vggt.write(Path("VGGT-1B"))
+    flags = ("evaluate", "mean", "3drae", "--data", captures, "--out", "posed", "--scenes", 1)
+    result = command(*flags, "--poses", f"vggt:{folder}")
+    assert result.code == 0, result.err
+    assert "auc_30" in result.out and "auc_30_true_frames" in result.out
+    about = json.loads(Path("posed/run.json").read_text())
+    assert about["benchmark"]["protocol"]["measures"]["poses"].startswith("vggt ")
+    rows = {row["metric"]: row for row in json.loads(Path("posed/summary.json").read_text())["rows"]}
+    assert rows["ate_r"]["mean"] is not None and rows["ate_r_true_frames"]["failures"] == 0
+    out = ("--data", captures, "--out", "none")
+    assert "nowhere: holds no VGGT" in command.refused("evaluate", "mean", "3drae", *out, "--poses", "vggt:nowhere")
+    assert "--poses slam: accepted are colmap" in command.refused("evaluate", "mean", "3drae", *out, "--poses", "slam")
+
+
+def test_vggt_itself_is_scored_where_cameras_are_predicted(
+    command: Command, captures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = (Setting("all, no cameras", None, cameras=False),)
+    small = replace(protocols.PROTOCOLS["gen3r"], settings=settings, views=3, size=Size(32, 32))
+    monkeypatch.setitem(protocols.PROTOCOLS, "gen3r", small)
+    folder = published_vggt.write(Path("VGGT-1B"))
+    result = command("evaluate", folder, "gen3r", "--data", captures, "--out", "scores", "--device", "cpu")
+    assert result.code == 0, result.err
+    rows = {row["metric"]: row for row in json.loads(Path("scores/summary.json").read_text())["rows"]}
+    assert rows["auc_30"]["scenes"] == 2 and rows["auc_30"]["failures"] == 0 and rows["psnr"]["mean"] > 10
 
 
 def test_colmap_needs_its_package(command: Command, captures: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests import published_vggt
 
 from diorama.evaluation.baselines import best_blur
-from diorama.evaluation.methods import SIMPLE, Bound, Failure, Generation, Oracle, Regression, find
+from diorama.evaluation.methods import SIMPLE, Bound, Failure, Generation, Oracle, Prediction, Regression, find
 from diorama.evaluation.metrics import psnr
 from diorama.scene import Condition, Scene, Shot, Views
 
@@ -117,3 +118,20 @@ def test_unknown_methods_and_senseless_flags_are_refused() -> None:
         find("mean", steps=3)
     with pytest.raises(ValueError, match="samples nothing"):
         find("tiny-regression", guidance=2.0)
+
+
+def test_vggt_answers_for_all_views_without_cameras_and_for_no_others(truths: list[Views], tmp_path: Path) -> None:
+    method = find(str(published_vggt.write(tmp_path / "VGGT-1B")), device="cpu")
+    assert isinstance(method, Prediction) and (method.name, method.licence) == ("VGGT-1B", "CC-BY-NC-4.0")
+    truth, places = truths[0], (2, 0, 3, 1)
+    shot = Shot(len(truth), SIDE, SIDE)
+    known = Condition(Views(truth.images[list(places)]), places)
+    [made] = method.generate([known], [shot], [0])
+    expected = method.pipeline.reconstruct(Views(truth.images)).views  # in the order of their places
+    assert torch.equal(made.views.points, expected.points) and made.condition is known
+    some = Condition(Views(truth.images[:2]), (0, 1))
+    for request, path in ((some, shot), (known, truth.cameras), (Condition(), shot)):
+        [found] = method.generate([request], [path], [0])
+        assert found == Failure("VGGT-1B answers where all views are known and their cameras are not told")
+    with pytest.raises(ValueError, match="samples nothing"):
+        find(str(tmp_path / "VGGT-1B"), device="cpu", steps=4)

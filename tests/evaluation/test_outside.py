@@ -2,7 +2,6 @@
 
 import json
 import sys
-import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +12,7 @@ import torch
 import diorama
 from diorama.data.open import open_capture
 from diorama.evaluation.methods import Failure
-from diorama.evaluation.outside import ColmapPoses, Outside, PoseEstimator, read_answer, vbench_scores, write_request
-from diorama.evaluation.poses import pose_errors
+from diorama.evaluation.outside import Outside, read_answer, vbench_scores, write_request
 from diorama.export.depth import png
 from diorama.export.ply import bytes_of
 from diorama.scene import Condition, Scene, Shot, Views
@@ -159,46 +157,6 @@ def test_vbench_is_read_video_by_video_and_its_failure_is_one_line(tmp_path: Pat
         vbench_scores(program, videos, tmp_path / "out")
     with pytest.raises(ValueError, match="cannot be started"):
         vbench_scores(tmp_path / "absent", videos, tmp_path / "out")
-
-
-class Colmap(types.ModuleType):
-    """A pycolmap that finds the true cameras of as many images as it is told to."""
-
-    def __init__(self, views: Views, found: int) -> None:
-        super().__init__("pycolmap")
-        self.CameraMode = types.SimpleNamespace(SINGLE="single")
-        self.views, self.found = views, found
-
-    def extract_features(self, database, images, camera_mode) -> None:
-        assert camera_mode == "single"
-        assert len(list(Path(images).glob("*.png"))) == len(self.views)
-
-    def match_exhaustive(self, database) -> None:
-        if self.found == 0:
-            raise RuntimeError("no matches")
-
-    def incremental_mapping(self, database, images, output) -> dict:
-        poses = self.views.cameras.world_to_camera.double().numpy()
-        lens = types.SimpleNamespace(calibration_matrix=lambda: self.views.cameras.intrinsics[0].numpy())
-
-        def image(number: int):
-            pose = types.SimpleNamespace(matrix=lambda: poses[number, :3])
-            return types.SimpleNamespace(name=f"{number:05d}.png", camera_id=1, cam_from_world=lambda: pose)
-
-        numbers = reversed(range(self.found))
-        return {0: types.SimpleNamespace(images={n: image(n) for n in numbers}, cameras={1: lens})}
-
-
-def test_colmap_gives_the_cameras_in_order_or_none(views: Views, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pycolmap", Colmap(views, 4))
-    estimator = ColmapPoses()
-    assert isinstance(estimator, PoseEstimator)
-    found = estimator(views.images)
-    assert pose_errors(found, views.cameras, "rot_avg").ate_r < 1e-3
-    torch.testing.assert_close(found.intrinsics, views.cameras.intrinsics)
-    for count in (3, 0):  # one image could not be placed; nothing could
-        monkeypatch.setitem(sys.modules, "pycolmap", Colmap(views, count))
-        assert ColmapPoses()(views.images) is None
 
 
 def test_a_saved_scene_is_a_good_answer(tmp_path: Path, views: Views) -> None:

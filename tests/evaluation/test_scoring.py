@@ -133,6 +133,40 @@ def test_poses_are_estimated_with_the_known_pictures_in_their_places() -> None:
     assert none["metrics"]["ate_r"] is None and none["cameras"]["estimated"] is None
 
 
+class Colourful:
+    """An estimator that finds the true cameras where all pictures have colours, and others where one is black."""
+
+    name = "colourful"
+
+    def __init__(self, cameras) -> None:
+        self.cameras, self.asked = cameras, 0
+
+    def __call__(self, images: torch.Tensor):
+        self.asked += 1
+        seen = bool((images.amax((1, 2, 3)) > 0).all())
+        return self.cameras if seen else self.cameras[[3, 2, 1, 0]]
+
+
+def test_what_the_estimator_gets_wrong_on_the_true_pictures_stands_beside_what_is_scored() -> None:
+    truth = plane()
+    estimator = Colourful(truth.cameras)
+    tools = Instruments(estimator=estimator)
+    made = Scene(Views(torch.zeros_like(truth.images), truth.cameras), Condition())
+    metrics = measured(ASKED, truth, made, tools).line["metrics"]
+    assert metrics["auc_30"] < 0.5 < metrics["auc_30_true_frames"] == 1
+    assert metrics["ate_r_rot_avg_true_frames"] < 1e-6 < metrics["ate_r_rot_avg"]
+    assert all(better(name) for name in metrics)
+    assert {f"{name}_true_frames" for name in POSES} <= metrics.keys()
+    other = Question("1 known", "a", (0,), (1, 2, 3))
+    again = measured(other, truth, made, tools).line["metrics"]
+    assert estimator.asked == 3  # the true pictures once for both
+    assert again["ate_t_true_frames"] == metrics["ate_t_true_frames"]
+    free = Question("free", "a", (0,), (1, 2, 3), cameras=False)
+    assert not any("true_frames" in name for name in measured(free, truth, made, tools).line["metrics"])
+    lost = measured(ASKED, truth, made, Instruments(estimator=Poses(None))).line["metrics"]
+    assert lost["ate_r_true_frames"] is None
+
+
 def test_predicted_cameras_are_scored_as_poses_and_their_pictures_are_not() -> None:
     truth = plane()
     asked = Question("free", "a", (0,), (1, 2, 3), cameras=False)
@@ -178,6 +212,8 @@ def test_instruments_that_are_absent_leave_blanks_and_notes(monkeypatch: pytest.
     truth = plane()
     assert measured(ASKED, truth, Scene(truth, Condition()), tools).line["metrics"]["lpips_vgg"] is None
     assert instruments(16).features == []
+    with pytest.raises(ValueError, match="--poses slam: accepted are colmap, vggt, or vggt:FOLDER"):
+        instruments(16, poses="slam")
     with pytest.raises(ValueError, match="--features nothing: accepted are worlds64"):
         instruments(64, features=("nothing",))
 

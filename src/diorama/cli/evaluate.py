@@ -4,7 +4,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from tyro.conf import Positional, arg
@@ -45,8 +45,8 @@ class Arguments:
     """How much the known views count."""
     features: tuple[str, ...] = ("worlds64",)
     """Nets for distances between sets of pictures: worlds64, inception, dinov2."""
-    poses: Literal["none", "colmap"] = "none"
-    """What estimates the cameras of generated pictures; colmap needs the package pycolmap."""
+    poses: Annotated[str, arg(metavar="none|colmap|vggt[:FOLDER]")] = "none"
+    """What estimates the cameras of generated pictures: the package pycolmap, or VGGT with weights in a folder."""
     vbench: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")] = None
     """VBench's own command in an environment of its own."""
     name: Annotated[str | None, arg(help_behavior_hint="")] = None
@@ -77,12 +77,12 @@ def run(arguments: list[str]) -> int:
 
     protocol = _protocol(options)
     device = str(pick_device(options.device))
-    method = _method(options, protocol)
-    scenes = _scenes(options, protocol)
     side = min(protocol.size.height or 256, protocol.size.width or 256)
     tools = instruments(
         side, device=device, features=options.features, poses=options.poses, cloud_samples=protocol.cloud_samples
     )
+    method = _method(options, protocol)
+    scenes = _scenes(options, protocol)
     with Progress(f"{method.name} on {protocol.name}") as progress:
         summary = measure(Benchmark(method, protocol, scenes, tools, device, options.vbench), options.out, progress)
     show(summary, f"{method.name} on {protocol.name}, {scenes.count} scenes")

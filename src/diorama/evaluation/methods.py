@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from diorama.evaluation.baselines import blurred, copy_nearest, depth_warp, mean_of_known, plane_warp
 from diorama.geometry.cameras import Cameras
 from diorama.pipelines.base import ScenePipeline, embedded_models, load
+from diorama.pipelines.vggt import VGGTPipeline
 from diorama.scene import Condition, Provenance, Scene, Shot, Views
 
 REGRESSION = "-regression"
@@ -125,6 +126,31 @@ class Regression:
         return [made[row] for row in range(len(requests))]
 
 
+@dataclass
+class Prediction:
+    """VGGT: the cameras and the depth of views that are all known, and no pictures of its own."""
+
+    pipeline: VGGTPipeline
+    name: str
+    batch: int | None = 1
+
+    def __post_init__(self) -> None:
+        self.licence: str = self.pipeline.config.licence
+        self.settings: dict[str, Any] = _described(self.pipeline)
+
+    def generate(
+        self, requests: Sequence[Condition], cameras: Sequence[Cameras | Shot], seeds: Sequence[int]
+    ) -> Sequence[Scene | Failure]:
+        """Scenes of the given views; a failure where others are wanted, or where cameras are told."""
+        return [self._answer(request, path) for request, path in zip(requests, cameras, strict=True)]
+
+    def _answer(self, request: Condition, path: Cameras | Shot) -> Scene | Failure:
+        if request.views is None or not isinstance(path, Shot) or path.views != len(request.at):
+            return Failure(f"{self.name} answers where all views are known and their cameras are not told")
+        ordered = request.views[sorted(range(path.views), key=request.at.__getitem__)]
+        return replace(self.pipeline.reconstruct(ordered), condition=request)
+
+
 @dataclass(frozen=True)
 class Baseline:
     """Pictures made from the known ones without any model."""
@@ -217,6 +243,10 @@ def find(name: str, *, device: str = "auto", steps: int | None = None, guidance:
         )
     pipeline = load(model, device)
     short = Path(model).name
+    if isinstance(pipeline, VGGTPipeline) and model == name:
+        if steps is not None or guidance is not None:
+            raise ValueError(f"{name} samples nothing: accepted are benchmarks without steps, as gen3r, and no --steps")
+        return Prediction(pipeline, short)
     if model == name:
         return Generation(pipeline, short, steps, guidance)
     if steps is not None or guidance is not None:
@@ -226,7 +256,7 @@ def find(name: str, *, device: str = "auto", steps: int | None = None, guidance:
     return Regression(pipeline, short + REGRESSION)
 
 
-def _described(pipeline: ScenePipeline) -> dict[str, Any]:
+def weights_sha256(pipeline: ScenePipeline) -> str:
     """Which weights these are: another training of the same model must not continue its results."""
     digest = hashlib.sha256()
     for name, part in sorted(pipeline.components.items()):
@@ -234,7 +264,11 @@ def _described(pipeline: ScenePipeline) -> dict[str, Any]:
             for key, value in sorted(part.state_dict().items()):
                 digest.update(f"{name}.{key}".encode())
                 digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return {"model": pipeline.config.title, "weights_sha256": digest.hexdigest()}
+    return digest.hexdigest()
+
+
+def _described(pipeline: ScenePipeline) -> dict[str, Any]:
+    return {"model": pipeline.config.title, "weights_sha256": weights_sha256(pipeline)}
 
 
 def _batch(pipeline: ScenePipeline) -> int:

@@ -1,19 +1,16 @@
-"""Other people's programs: methods that answer through a folder, VBench's scores, COLMAP's cameras. All optional."""
+"""Other people's programs: methods that answer through a folder, and VBench's scores. All optional."""
 
 import json
 import shlex
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from diorama.data.images import image_size, read_image
 from diorama.evaluation.methods import Failure, Lazy
@@ -136,54 +133,6 @@ def _with_depth(views: Views, folder: Path) -> Views:
     valid = depth.isfinite() & (depth > 0)
     points = views.cameras.unproject(torch.where(valid, depth, 1.0))
     return replace(views, points=points, confidence=valid.float())
-
-
-@runtime_checkable
-class PoseEstimator(Protocol):
-    """What finds the cameras of images; None where it cannot place every one of them."""
-
-    name: str
-
-    def __call__(self, images: Float[Tensor, "view 3 height width"]) -> Cameras | None: ...
-
-
-class ColmapPoses:
-    """COLMAP's incremental mapping over all pairs, through the user's own pycolmap; ModuleNotFoundError without it."""
-
-    name = "colmap"
-
-    def __init__(self) -> None:
-        import pycolmap  # type: ignore[import-not-found]
-
-        self.colmap = pycolmap
-
-    def __call__(self, images: Float[Tensor, "view 3 height width"]) -> Cameras | None:
-        """Cameras of one shared lens, or None where mapping fails or leaves an image out."""
-        with tempfile.TemporaryDirectory() as temporary:
-            folder, database = Path(temporary) / "images", Path(temporary) / "database.db"
-            folder.mkdir()
-            for number, image in enumerate(bytes_of(images)):
-                (folder / f"{number:05d}.png").write_bytes(png(image.movedim(0, -1).contiguous().numpy()))
-            try:
-                self.colmap.extract_features(database, folder, camera_mode=self.colmap.CameraMode.SINGLE)
-                self.colmap.match_exhaustive(database)
-                models = self.colmap.incremental_mapping(database, folder, Path(temporary) / "models")
-            except (RuntimeError, ValueError):  # no features, no first pair, ..
-                return None
-        poses, lenses = {}, {}
-        for model in models.values():
-            registered = [image for image in model.images.values() if getattr(image, "has_pose", True)]
-            if len(registered) == len(images):
-                for image in registered:
-                    pose: Any = image.cam_from_world
-                    poses[image.name] = (pose() if callable(pose) else pose).matrix()  # type: ignore[attr-defined]  # a method since 3.12
-                    lenses[image.name] = model.cameras[image.camera_id].calibration_matrix()
-        if not poses:
-            return None
-        inverse = torch.eye(4, dtype=torch.float64).repeat(len(images), 1, 1)
-        inverse[:, :3] = torch.from_numpy(np.stack([poses[name] for name in sorted(poses)]))
-        matrices = torch.from_numpy(np.stack([lenses[name] for name in sorted(lenses)]))
-        return Cameras(inverse.inverse().float(), matrices.float(), *images.shape[-2:])
 
 
 def vbench_scores(program: Path, videos: Path, out: Path) -> dict[str, dict[str, float]]:

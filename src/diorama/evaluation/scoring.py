@@ -1,5 +1,6 @@
 """One answer against the truth: every number of a scene, the features of its pictures, and a strip to look at."""
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from diorama.evaluation.clouds import cloud_errors
 from diorama.evaluation.consistency import warp_consistency
+from diorama.evaluation.estimators import PoseEstimator, find_estimator
 from diorama.evaluation.frechet import dinov2, inception, worlds64
 from diorama.evaluation.metrics import depth_abs_rel, depth_delta, gradient_correlation, psnr, ssim
-from diorama.evaluation.outside import ColmapPoses, PoseEstimator
 from diorama.evaluation.poses import FITS, Alignment, auc, pair_errors, pose_errors
 from diorama.evaluation.splits import Question, window
 from diorama.export.ply import bytes_of
@@ -28,6 +29,7 @@ COLUMNS = 16  # views of a strip
 ERROR_GAIN = 3.0  # of a strip's error map
 CLOUD = ("accuracy", "completeness", "chamfer", "chamfer_percent")
 POSES = ("ate_r", "ate_t", "ate_r_rot_avg", "ate_t_rot_avg", "auc_30")
+TRUE_FRAMES = "_true_frames"  # ends the names of what the estimator itself gets wrong
 FEATURES = {"worlds64": worlds64, "inception": inception, "dinov2": dinov2}
 
 
@@ -42,6 +44,7 @@ class Instruments:
     notes: list[str] = field(default_factory=list)
     cloud_samples: int | None = None
     device: str = "cpu"
+    floors: dict[str, Cameras | None] = field(default_factory=dict)  # estimated from true pictures, by their SHA-256
 
     def described(self) -> dict[str, Any]:
         """What decides which numbers there are, as JSON."""
@@ -60,7 +63,7 @@ def instruments(
     poses: str = "none",
     cloud_samples: int | None = None,
 ) -> Instruments:
-    """What there is to measure pictures of `side` pixels at least; `poses` is none or colmap."""
+    """What there is to measure pictures of `side` pixels at least; `poses` is none or what `find_estimator` takes."""
     tools = Instruments(cloud_samples=cloud_samples, device=device)
     if side < SMALLEST:
         tools.notes.append(f"pictures of {side} pixels are too small for perceptual nets ({SMALLEST})")
@@ -78,8 +81,8 @@ def instruments(
                 raise ValueError(f"--features {name}: accepted are {', '.join(FEATURES)}") from None
             except Unavailable as error:
                 tools.notes.append(_said(error))
-    if poses == "colmap":
-        tools.estimator = ColmapPoses()
+    if poses != "none":
+        tools.estimator = find_estimator(poses, device)
     else:
         tools.notes.append("poses of generated pictures are not estimated (--poses none): their rows are blank")
         tools.blank |= set(POSES)
@@ -107,6 +110,7 @@ def measured(question: Question, truth: Views, scene: Scene, tools: Instruments)
     made = replace(made, images=(made.images.clamp(0, 1) * 255).round() / 255)
     views, metrics = _pictures(question, truth, made, tools)
     metrics |= _geometry(question, truth, made, views, tools)
+    metrics |= _floor(question, truth, tools)
     estimated = _cameras(question, truth, made, tools)
     metrics |= _poses(estimated, truth)
     assert truth.cameras is not None
@@ -276,6 +280,16 @@ def _poses(estimated: Cameras | None, truth: Views) -> dict[str, Tensor | float]
     if len(truth) > 1:
         found["auc_30"] = auc(pair_errors(estimated, truth.cameras).worst(), 30)
     return found
+
+
+def _floor(question: Question, truth: Views, tools: Instruments) -> dict[str, Tensor | float]:
+    """What the estimator gets wrong on the true pictures, asked once for all settings that show the same."""
+    if not question.cameras or tools.estimator is None:
+        return {}
+    shown = hashlib.sha256(truth.images.contiguous().numpy().tobytes()).hexdigest()
+    if shown not in tools.floors:
+        tools.floors[shown] = tools.estimator(truth.images)
+    return {f"{key}{TRUE_FRAMES}": value for key, value in _poses(tools.floors[shown], truth).items()}
 
 
 def _onto(estimated: Cameras, true: Cameras) -> Cameras:
