@@ -1,10 +1,12 @@
 """The one interface: a condition and wanted cameras go in, a scene comes out, whatever the models inside."""
 
 import json
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module, metadata
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -20,9 +22,11 @@ from diorama.scene import Condition, Provenance, Scene, Shot, Views
 
 PIPELINES = {  # class name in model_index.json -> module
     "TokenPipeline": "diorama.pipelines.tokens",
+    "Gen3RPipeline": "diorama.pipelines.gen3r",
     "VGGTPipeline": "diorama.pipelines.vggt",
 }
 PUBLISHED_VGGT = ("model.safetensors", "model.pt")  # of facebook/VGGT-1B, which has no model_index.json
+PUBLISHED_GEN3R = "geo_adapter"  # a folder that only Gen3R's own layout has, whose index names classes of its own
 OnStep = Callable[[int, int], None]
 
 
@@ -33,9 +37,11 @@ class Cancelled(Exception):
 class Context(NamedTuple):
     """What denoising and decoding need to know of a batch of requests."""
 
-    known: Tensor  # the conditions as the denoiser reads them, batch first
+    known: Any  # the conditions as the denoiser reads them: a tensor, or a tuple of tensors, batch first
     wanted: Sequence[Any]  # what was asked for, in the callers' worlds
     frames: Sequence[Similarity | None]  # world -> latent frame of each
+    observed: Sequence[Views | None] | None = None  # what decoding may look at again, in the callers' worlds
+    settings: Mapping[str, Any] | None = None  # what was asked for, where decoding depends on it
 
 
 class ScenePipeline(DiffusionPipeline, ABC):
@@ -54,6 +60,7 @@ class ScenePipeline(DiffusionPipeline, ABC):
         guidance: float | None = None,
         interval: tuple[float, float] = (0.0, 1.0),
         on_step: OnStep | None = None,
+        **options: Any,
     ) -> Scene: ...
 
     @overload
@@ -67,6 +74,7 @@ class ScenePipeline(DiffusionPipeline, ABC):
         guidance: float | None = None,
         interval: tuple[float, float] = (0.0, 1.0),
         on_step: OnStep | None = None,
+        **options: Any,
     ) -> list[Scene]: ...
 
     def generate(
@@ -79,11 +87,13 @@ class ScenePipeline(DiffusionPipeline, ABC):
         guidance: float | None = None,
         interval: tuple[float, float] = (0.0, 1.0),
         on_step: OnStep | None = None,
+        **options: Any,
     ) -> Scene | list[Scene]:
         """A scene with the wanted views; a sequence of conditions gives a list, each as if asked for alone.
 
         Wanted sizes that the model cannot make are changed to near ones of its own resolution. Guidance acts at times
-        t inside `interval` (1 = noise). `on_step(done, all)` may raise `Cancelled`. ValueError on unusable input.
+        t inside `interval` (1 = noise). `on_step(done, all)` may raise `Cancelled`. What else may be asked for is the
+        family's: see its `options`. ValueError on unusable input.
         """
         conditions = [condition] if isinstance(condition, Condition) else list(condition)
         count = len(conditions)
@@ -97,6 +107,7 @@ class ScenePipeline(DiffusionPipeline, ABC):
             "steps": self.config.steps if steps is None else steps,
             "guidance": self.config.guidance if guidance is None else guidance,
             "interval": interval,
+            **self.options(**options),
         }
         uniform_sigmas(settings["steps"])  # refuses what it cannot use, as does the next, before any heavy work
         guidance_at(1.0, settings["guidance"], interval)
@@ -118,21 +129,8 @@ class ScenePipeline(DiffusionPipeline, ABC):
         self, requests: list[tuple[Condition, Any]], seeds: list[int], settings: dict[str, Any], on_step: OnStep | None
     ) -> list[Scene]:
         conditions, wanted = [c for c, _ in requests], [path for _, path in requests]
-        context = self.encode(conditions, wanted)
-        null = None if settings["guidance"] == 1 else self.null(conditions, wanted)
-        latents = self.noise(wanted, seeds)
-        self.scheduler.set_timesteps(sigmas=uniform_sigmas(settings["steps"]), device=latents.device)
-        for index, time in enumerate(self.scheduler.timesteps):
-            t = float(time) / self.scheduler.config.num_train_timesteps
-            scale = guidance_at(t, settings["guidance"], settings["interval"])
-            if null is None or scale == 1:
-                velocity = self.denoise(latents, t, context.known)
-            else:  # both passes as one batch
-                both = self.denoise(torch.cat([latents, latents]), t, torch.cat([context.known, null.known]))
-                velocity = guided(*both.chunk(2), scale)
-            latents = self.scheduler.step(velocity, time, latents, return_dict=False)[0]
-            if on_step:
-                on_step(index + 1, settings["steps"])
+        context, null = self.branches(conditions, wanted, seeds, settings)
+        latents = self.sampled(self.noise(wanted, seeds), context, null, settings, on_step)
         views, latents = self.decode(latents, context)
         return [
             Scene(
@@ -140,12 +138,56 @@ class ScenePipeline(DiffusionPipeline, ABC):
                 condition=conditions[i],
                 latents=latents[i].cpu(),
                 latent_frame=context.frames[i],
+                observed=None if context.observed is None else context.observed[i],
                 provenance=self.provenance(seeds[i], settings),
             )
             for i in range(len(requests))
         ]
 
-    def provenance(self, seed: int | None, settings: dict[str, Any]) -> Provenance:
+    def sampled(
+        self,
+        latents: Tensor,
+        context: Context,
+        null: Context | None,
+        settings: Mapping[str, Any],
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Latents from noise: Euler steps along the guided velocity."""
+        self.schedule(settings["steps"], latents.device)
+        for index, time in enumerate(self.scheduler.timesteps):
+            t = float(time) / self.scheduler.config.num_train_timesteps
+            scale = guidance_at(t, settings["guidance"], settings["interval"])
+            velocity = self.velocity(latents, t, context, null if scale != 1 else None, scale)
+            latents = self.scheduler.step(velocity, time, latents, return_dict=False)[0]
+            if on_step:
+                on_step(index + 1, settings["steps"])
+        return latents
+
+    def options(self, **asked: Any) -> dict[str, Any]:
+        """The family's own settings, complete and checked; ValueError for one that it does not know."""
+        if asked:
+            raise ValueError(f"{self.config.title} knows no {', '.join(asked)}: accepted are the common settings")
+        return {}
+
+    def branches(
+        self, conditions: Sequence[Condition], wanted: Sequence[Any], seeds: Sequence[int], settings: Mapping[str, Any]
+    ) -> tuple[Context, Context | None]:
+        """What both branches of guidance know; the second is None where there is but one."""
+        context = self.encode(conditions, wanted)
+        return context, None if settings["guidance"] == 1 else self.null(conditions, wanted)
+
+    def schedule(self, steps: int, device: torch.device) -> None:
+        """Set the scheduler's times."""
+        self.scheduler.set_timesteps(sigmas=uniform_sigmas(steps), device=device)
+
+    def velocity(self, latents: Tensor, t: float, context: Context, null: Context | None, scale: float) -> Tensor:
+        """Velocity at time t, guided where there is another branch: both as one batch."""
+        if null is None:
+            return self.denoise(latents, t, context.known)
+        both = self.denoise(torch.cat([latents, latents]), t, torch.cat([context.known, null.known]))
+        return guided(*both.chunk(2), scale)
+
+    def provenance(self, seed: int | None, settings: Mapping[str, Any]) -> Provenance:
         """Where a scene of this pipeline comes from."""
         versions = {name: metadata.version(name) for name in ("torch", "diffusers")}
         versions["diorama"] = metadata.version("diorama")
@@ -173,7 +215,7 @@ class ScenePipeline(DiffusionPipeline, ABC):
         """Starting noise, one CPU generator for each request."""
 
     @abstractmethod
-    def denoise(self, latents: Tensor, t: float, known: Tensor) -> Tensor:
+    def denoise(self, latents: Tensor, t: float, known: Any) -> Tensor:
         """Velocity at time t."""
 
     @abstractmethod
@@ -189,29 +231,40 @@ class ScenePipeline(DiffusionPipeline, ABC):
         """More views of a scene made before, without sampling again."""
 
 
-def load(model: str | Path, device: str = "auto") -> ScenePipeline:
-    """The pipeline of an embedded model's name or of a saved folder; never downloads.
+def load(
+    model: str | Path, device: str = "auto", *, dtype: torch.dtype | None = None, offload: str | None = None
+) -> ScenePipeline:
+    """The pipeline of an embedded model's name, of a saved folder, or of Gen3R's published one; never downloads.
 
+    Models of many parts may be loaded in half precision and take turns on the device: see `Gen3RPipeline.load_folder`.
     Raises ValueError, in one line, for unknown names, other classes and weights that do not fit.
     """
     folder = Path(str(files("diorama") / "weights" / str(model)))
     if not (folder / "model_index.json").is_file():
         folder = Path(model)
+    name = "Gen3RPipeline" if (folder / PUBLISHED_GEN3R).is_dir() else _class_name(folder, str(model))
+    kind = getattr(import_module(PIPELINES[name]), name)
+    options = {key: value for key, value in (("dtype", dtype), ("offload", offload)) if value is not None}
+    if options and not getattr(kind, "staged", False):
+        raise ValueError(f"{folder}: a {name} is loaded as it is; accepted is no {' and no '.join(options)}")
+    return kind.load_folder(folder, **options).to(pick_device(device))
+
+
+def _class_name(folder: Path, model: str) -> str:
+    """What a folder's model_index.json says it holds, once that is known here."""
     index = folder / "model_index.json"
-    published = not index.is_file() and any((folder / file).is_file() for file in PUBLISHED_VGGT)
-    if not index.is_file() and not published:
+    if not index.is_file() and any((folder / file).is_file() for file in PUBLISHED_VGGT):
+        return "VGGTPipeline"
+    if not index.is_file():
         embedded = ", ".join(embedded_models()) or "none"
-        raise ValueError(
-            f"model {str(model)!r}: neither an embedded model ({embedded}) nor a folder with model_index.json"
-        )
+        raise ValueError(f"model {model!r}: neither an embedded model ({embedded}) nor a folder with model_index.json")
     try:
-        name = "VGGTPipeline" if published else json.loads(index.read_text())["_class_name"]
+        name = json.loads(index.read_text())["_class_name"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{index}: not a pipeline's index (JSON with _class_name)") from None
     if name not in PIPELINES:
         raise ValueError(f"{index}: pipeline {name!r}, accepted are {', '.join(PIPELINES)}")
-    kind = getattr(import_module(PIPELINES[name]), name)
-    return kind.load_folder(folder).to(pick_device(device))
+    return name
 
 
 def embedded_models() -> list[str]:
@@ -236,3 +289,23 @@ def _part_of(on_step: OnStep | None, number: int, groups: int) -> OnStep | None:
     if on_step is None:
         return None
     return lambda done, steps: on_step(number * steps + done, groups * steps)
+
+
+def size_in_units(height: int | float, width: int | float, unit: int, pixels: int) -> tuple[int, int]:
+    """Height and width in whole units that a model trained at an area of `pixels` makes where these are asked for.
+
+    Whole units are kept up to four times that area. In place of another size comes, of the four next to it, the one of
+    the nearest proportions, for which least is cropped.
+    """
+    area = height * width
+    if height % unit == width % unit == 0 and area <= 4 * pixels:
+        return int(height), int(width)
+    exact = [side * (pixels / area) ** 0.5 / unit for side in (height, width)]
+    near = product(*({max(1, math.floor(count)), math.ceil(count)} for count in exact))
+
+    def unlike(counts: tuple[int, int]) -> tuple[float, float]:
+        tall, wide = (math.log(count / wish) for count, wish in zip(counts, exact, strict=True))
+        return round(abs(tall - wide), 6), abs(tall + wide)  # proportions first, then area
+
+    rows, columns = min(near, key=unlike)
+    return rows * unit, columns * unit
