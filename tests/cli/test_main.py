@@ -63,7 +63,7 @@ def test_every_verb_tells_its_options_without_torch(name):
 
 @pytest.mark.parametrize("name", VERBS)
 def test_every_verb_refuses_a_flag_it_does_not_have(name):
-    needed = {"evaluate": ("tiny", "worlds")}.get(name, ())
+    needed = {"evaluate": ("tiny", "worlds"), "download": ("vggt",), "convert": ("a", "b")}.get(name, ())
     result = diorama(name, *needed, "--no-such-flag", "1")
     assert result.returncode == 2
     assert "--no-such-flag" in result.stderr

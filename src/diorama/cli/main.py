@@ -36,6 +36,8 @@ VERBS = {
     "render": "show a saved scene from other cameras, without sampling again",
     "train": "train the models",
     "evaluate": "score a method on a benchmark, ours or another's, against published protocols",
+    "download": "fetch published weights, once their size and licence have been seen",
+    "convert": "turn published weights into our smaller layout",
     "data": "render the procedural worlds that training reads",
     "doctor": "say what is installed here and what is missing",
 }

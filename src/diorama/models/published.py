@@ -30,8 +30,8 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 def is_gen3r(folder: Path) -> bool:
-    """Whether a folder is Gen3R as published; ours has other names."""
-    return (folder / GEN3R["adapter"][0] / "config.json").is_file()
+    """Whether a folder is Gen3R as published, or what is left of it: ours has other names for three of its folders."""
+    return any((folder / place).is_dir() for name, (place, _) in GEN3R.items() if place != name)
 
 
 def read_gen3r(
@@ -47,17 +47,10 @@ def read_gen3r(
     What loses by half precision stays in float32: VGGT's heads, norms and times of the transformer. ValueError, in
     one line, for files that are missing or truncated, and for weights missing, unknown or of another shape or dtype.
     """
-    folder, wanted = Path(folder), (*GEN3R, *GEN3R_MORE) if only is None else tuple(only)
-    if unknown := [name for name in wanted if name not in (*GEN3R, *GEN3R_MORE)]:
-        raise ValueError(f"component {unknown[0]!r}: accepted are {', '.join((*GEN3R, *GEN3R_MORE))}")
-    places = {name: folder / (GEN3R[name][0] if name in GEN3R else name) for name in wanted}
-    for place in places.values():
-        if not place.is_dir():
-            names = [told[0] for told in GEN3R.values()] + list(GEN3R_MORE)
-            raise ValueError(f"{place}: missing; a published Gen3R holds the folders {', '.join(names)}")
-    looked = {name: _looked_at(GEN3R[name][1], place) for name, place in places.items() if name in GEN3R}
+    wanted = (*GEN3R, *GEN3R_MORE) if only is None else tuple(only)
+    places, looked = _looked_at_gen3r(Path(folder), wanted)
     made: dict[str, Any] = {}
-    for name in wanted:
+    for name in sorted(wanted, key=GEN3R.__contains__):  # what is quick may fail first
         if name == "tokenizer":
             made[name] = read_tokenizer(places[name])
         elif name == "scheduler":
@@ -66,6 +59,11 @@ def read_gen3r(
         else:
             made[name] = _built(GEN3R[name][1], *looked.pop(name), dtype=dtype, device=device)
     return made
+
+
+def check_gen3r(folder: str | Path) -> None:
+    """ValueError, in one line, unless a folder holds all of Gen3R with the right names and shapes; reads no weight."""
+    _looked_at_gen3r(Path(folder), (*GEN3R, *GEN3R_MORE))
 
 
 def read_model(
@@ -145,6 +143,18 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ValueError(f"{file}: something else than names with tensors; accepted is a plain state dict")
     return state
+
+
+def _looked_at_gen3r(folder: Path, wanted: Sequence[str]) -> tuple[dict[str, Path], dict[str, Any]]:
+    """Where the wanted components lie, and of those with weights what `_looked_at` gives."""
+    if unknown := [name for name in wanted if name not in (*GEN3R, *GEN3R_MORE)]:
+        raise ValueError(f"component {unknown[0]!r}: accepted are {', '.join((*GEN3R, *GEN3R_MORE))}")
+    places = {name: folder / (GEN3R[name][0] if name in GEN3R else name) for name in wanted}
+    for place in places.values():
+        if not place.is_dir():
+            names = [told[0] for told in GEN3R.values()] + list(GEN3R_MORE)
+            raise ValueError(f"{place}: missing; a published Gen3R holds the folders {', '.join(names)}")
+    return places, {name: _looked_at(GEN3R[name][1], place) for name, place in places.items() if name in GEN3R}
 
 
 def _looked_at(kind: str, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
