@@ -50,7 +50,7 @@ def test_without_a_folder_it_is_looked_for_in_the_cache(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
     monkeypatch.setenv("DIORAMA_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match=rf"^{tmp_path}/vggt: holds no VGGT .*hf download[^\n]*$"):
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/vggt: holds no VGGT .*diorama download vggt[^\n]*$"):
         find_estimator("vggt")
     (tmp_path / "vggt").symlink_to(folder)
     assert isinstance(find_estimator("vggt"), VGGTPoses)

@@ -10,7 +10,18 @@ import tyro
 from tyro.conf import arg
 
 from diorama.cli.progress import Progress, describe
-from diorama.cli.requests import CONFIG, Request, SceneArguments, SeedFlags, check, fitted, requested, target
+from diorama.cli.requests import (
+    CONFIG,
+    Request,
+    SceneArguments,
+    SeedFlags,
+    check,
+    check_model,
+    fitted,
+    means_vggt,
+    requested,
+    target,
+)
 
 if TYPE_CHECKING:
     from diorama.pipelines.base import ScenePipeline
@@ -50,7 +61,13 @@ def run(arguments: list[str]) -> int:
     check("--guidance", flags.guidance, 0 <= (flags.guidance or 0) < math.inf, "0 or more")
     check("--seed", flags.seed, 0 <= flags.seed < 2**63, "0 to 2**63 - 1")
     out = target(options.output, "scene")
-    request = requested(options.photo, options.path)
+    if means_vggt(flags.model):
+        raise ValueError(
+            f"--model {flags.model}: VGGT makes no views but the photos' own; 'diorama reconstruct' takes it"
+        )
+    if options.photo.poses is not None:  # which takes a while
+        check_model(flags.model, flags.device)
+    request = requested(options.photo, options.path, flags.device)
     from diorama.pipelines.base import load
 
     pipeline = load(flags.model, flags.device)
@@ -69,7 +86,7 @@ def make(pipeline: "ScenePipeline", request: Request, options: Arguments, out: P
             condition, wanted, seed=flags.seed, steps=flags.steps, guidance=flags.guidance, on_step=progress
         )
     sampling, decoding = progress.seconds
-    settings = {**scene.provenance.settings, "trajectory": options.path.trajectory or "default"}
+    settings = {**scene.provenance.settings, "trajectory": options.path.trajectory or "default", **request.origin}
     scene = replace(scene, provenance=replace(scene.provenance, settings=settings))
     began = time.monotonic()
     save(scene, out, overwrite=options.output.overwrite)

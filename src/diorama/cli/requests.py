@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from tyro.conf import Positional, arg
+from tyro.conf import arg
+
+from diorama.cli.photos import PhotoFlags, degrees, taken, thinned
 
 if TYPE_CHECKING:
-    from diorama.data.open import Capture
     from diorama.geometry.cameras import Cameras
     from diorama.pipelines.base import ScenePipeline
     from diorama.scene import Condition, Views
@@ -20,19 +21,6 @@ CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.Dis
 SIDE = 1024  # pixels of cameras without a photo, until the model is known
 SAME = 1e-4  # share of the path's extent, radians, image widths: cameras nearer than this are one
 OWN_MODEL = {"''": "the one that made the scene"}  # as tyro shows the default of `render`
-CAPTURES = ("transforms.json", "cameras.json")
-
-
-@dataclass(frozen=True)
-class PhotoFlags:
-    """What is known. Several photos need cameras."""
-
-    photos: Annotated[Positional[tuple[Path, ...]], arg(help_behavior_hint="(default: none)")] = ()
-    """Photos, or one folder that holds transforms.json (nerfstudio) or cameras.json (Gen3R) beside its photos."""
-    cameras: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """One camera for each photo: transforms.json, cameras.json, camera_path.json or a saved scene."""
-    fov: Annotated[float | None, arg(metavar="DEGREES", help_behavior_hint="(default: from EXIF, else 60)")] = None
-    """Field of view along the longer side, where no camera is given."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +85,12 @@ class Request:
     wanted: "Cameras"
     known: "Views | None" = None
     at: tuple[int, ...] = ()
+    poses: str | None = None  # what found the photos' cameras, with its licence
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What a scene's provenance says of the photos' cameras."""
+        return {} if self.poses is None else {"poses": self.poses}
 
     def condition(self, prompt: str | None = None) -> "Condition":
         """What the model is told beforehand."""
@@ -119,16 +113,16 @@ class Request:
         return replace(self, wanted=wanted, known=replace(self.known, images=images, cameras=cameras))
 
 
-def requested(photos: PhotoFlags, path: PathFlags) -> Request:
+def requested(photos: PhotoFlags, path: PathFlags, device: str = "auto") -> Request:
     """Known views and wanted cameras, both read and checked; the cameras have the photos' size."""
     check("--views", path.views, path.views >= 1, "1 or more")
     parsed_size(path.size or "1", 1, 1)
-    taken = _taken(photos)
-    if taken is None:
+    found = taken(photos, path.views, device)
+    if found is None:
         from diorama.geometry.cameras import Cameras
 
-        return Request(camera_path(path, Cameras.from_fov(_degrees(photos.fov), SIDE, SIDE)))
-    known, cameras, at = taken
+        return Request(camera_path(path, Cameras.from_fov(degrees(photos.fov), SIDE, SIDE)))
+    known, cameras = found.views, found.cameras
     if known.cameras is None:  # one photo whose lens is guessed, unless it begins a path from a file
         if path.trajectory is not None and is_file(path.trajectory):
             if photos.fov is not None:
@@ -137,6 +131,11 @@ def requested(photos: PhotoFlags, path: PathFlags) -> Request:
         return Request(camera_path(path, cameras), replace(known, cameras=cameras), (0,))
     if photos.fov is not None:
         raise ValueError(f"--fov {photos.fov}: these photos have cameras that tell it; leave --fov out")
+    return replace(_posed(known, cameras, found.at, path), poses=found.poses)
+
+
+def _posed(known: "Views", cameras: "Cameras", at: tuple[int, ...], path: PathFlags) -> Request:
+    """The wanted cameras of photos that are some of `cameras`: a movement, or along these."""
     if path.trajectory is not None or cameras.views == 1:
         return _with_known(known, camera_path(path, cameras[at[0]]))
     if path.views < len(known):
@@ -164,18 +163,6 @@ def camera_path(flags: PathFlags, start: "Cameras") -> "Cameras":
     except ValueError:
         raise ValueError(f"--trajectory {text}: {amount!r} is no number; accepted is as in orbit:30") from None
     return trajectory(name, start, flags.views, amplitude)
-
-
-def thinned(count: int, most: int, keep: tuple[int, ...] = ()) -> list[int]:
-    """At most `most` of `count` places, evenly spaced, first and last and those to `keep` among them, in order."""
-    if count <= most:
-        return list(range(count))
-    places = {round(i * (count - 1) / max(most - 1, 1)) for i in range(most)}
-    for place in keep:
-        if place not in places:
-            places.remove(min(places - set(keep), key=lambda other: abs(other - place)))
-            places.add(place)
-    return sorted(places)
 
 
 def is_file(trajectory: str) -> bool:
@@ -219,6 +206,24 @@ def size_made(pipeline: "ScenePipeline", size: str, height: int, width: int) -> 
     return made
 
 
+def means_vggt(model: str) -> bool:
+    """Whether a --model is VGGT alone: the word, or a folder that holds nothing else."""
+    if not Path(model).is_dir():
+        return model == "vggt"
+    from diorama.pipelines.vggt import is_vggt
+
+    return is_vggt(Path(model))
+
+
+def check_model(model: str, device: str) -> None:
+    """ValueError where there is no such model or device, before other heavy work: what `load` says of it."""
+    from diorama.pipelines.base import embedded_models, load, pick_device
+
+    pick_device(device)
+    if model not in embedded_models() and not Path(model).is_dir():
+        load(model, device)
+
+
 def check(flag: str, value: Any, good: bool, accepted: str) -> None:
     """ValueError in one line unless a flag's value is good."""
     if not good:
@@ -237,80 +242,6 @@ def target(flags: OutFlags, name: str) -> Path:
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ValueError(f"{out}: {parent} is no folder that can be written to")
     return out
-
-
-def _degrees(fov: float | None) -> float:
-    from diorama.data.open import DEFAULT_FIELD_OF_VIEW
-
-    return DEFAULT_FIELD_OF_VIEW if fov is None else fov
-
-
-def _taken(flags: PhotoFlags) -> "Capture | None":
-    """The photos and their cameras; a single photo without a camera has a guessed one that its views do not name."""
-    from diorama.data.cameras import read_cameras
-    from diorama.data.open import Capture, open, open_capture
-    from diorama.geometry.cameras import Cameras
-    from diorama.scene import Scene
-
-    names = " ".join(map(str, flags.photos))
-    if not flags.photos:
-        if flags.cameras is not None:
-            raise ValueError(f"--cameras {flags.cameras}: no photos given; accepted for a path is --trajectory FILE")
-        return None
-    path = flags.photos[0]
-    if len(flags.photos) > 1:
-        views = _read(flags.photos)
-    else:
-        folder = path.parent if path.name in CAPTURES else path
-        if flags.cameras is None and folder.is_dir() and not (folder / "scene.json").is_file():
-            capture = open_capture(folder)
-            if capture is not None:
-                return capture
-        opened = open(path, field_of_view=flags.fov)
-        if isinstance(opened, Scene):
-            raise ValueError(f"{path}: a scene that is made already; 'diorama render' shows it from other cameras")
-        views = opened
-    height, width = views.images.shape[-2:]
-    if flags.cameras is not None:
-        if flags.fov is not None:
-            raise ValueError(f"--fov {flags.fov}: {flags.cameras} tells the field of view; leave one out")
-        cameras = read_cameras(flags.cameras, unstated=(height, width))
-        cameras = _fitting(flags.cameras, cameras, len(views), height, width)
-        return Capture(replace(views, cameras=cameras), cameras, tuple(range(len(views))))
-    if len(views) > 1:
-        accepted = "--cameras FILE with one for each, or a folder with transforms.json or cameras.json"
-        raise ValueError(f"{names}: {len(views)} photos without cameras; accepted is {accepted}")
-    guessed = views.cameras or Cameras.from_fov(_degrees(flags.fov), height, width)
-    return Capture(replace(views, cameras=None), guessed, (0,))
-
-
-def _read(files: tuple[Path, ...]) -> "Views":
-    """Several photos of one size."""
-    import torch
-
-    from diorama.data.images import MAX_PIXELS, MAX_PIXELS_TOGETHER, read_image
-    from diorama.scene import Views
-
-    images = [read_image(file, max_pixels=min(MAX_PIXELS, MAX_PIXELS_TOGETHER // len(files))) for file in files]
-    for file, image in zip(files, images, strict=True):
-        if image.shape != images[0].shape:
-            sizes = ["x".join(map(str, other.shape[-2:])) for other in (image, images[0])]
-            raise ValueError(f"{file}: {sizes[0]} pixels but {files[0]} has {sizes[1]}; accepted is one size for all")
-    return Views(torch.stack(images))
-
-
-def _fitting(file: Path, cameras: "Cameras", count: int, height: int, width: int) -> "Cameras":
-    """The cameras at the photos' size; ValueError where number or shape differ."""
-    from diorama.data.cameras import GEN3R_SIZE
-
-    if cameras.views != count:
-        raise ValueError(f"{file}: {cameras.views} cameras for {count} photos; accepted is one for each")
-    if cameras.height == cameras.width == GEN3R_SIZE:
-        return cameras.widened(height, width)
-    if abs(math.log(cameras.width / cameras.height * height / width)) > 0.02:
-        found = f"cameras of {cameras.height}x{cameras.width} for photos of {height}x{width}"
-        raise ValueError(f"{file}: {found}; accepted is one shape for both")
-    return cameras.resized(height, width)
 
 
 def _with_known(known: "Views", path: "Cameras") -> Request:

@@ -79,10 +79,11 @@ def _open_folder(folder: Path) -> Views | Scene:
     if (folder / "scene.json").is_file():
         return read_folder(folder)
     capture = open_capture(folder)
-    return Views(_read_together(_photos(folder))) if capture is None else capture.views
+    return Views(_read_together(photo_files(folder))) if capture is None else capture.views
 
 
-def _photos(folder: Path) -> list[Path]:
+def photo_files(folder: Path) -> list[Path]:
+    """The photos in a folder, photo 10 after photo 9; ValueError where there are none."""
     photos = sorted((file for file in folder.iterdir() if file.suffix.lower() in PHOTO_SUFFIXES), key=_natural)
     if not photos:
         names = sorted(file.name for file in folder.iterdir())[:4]
@@ -129,7 +130,7 @@ def _frame_file(path: Path, index: int, frame: dict[str, object]) -> Path | None
 
 def _gen3r_capture(folder: Path) -> Capture:
     """Cameras of Gen3R's square centre crop, for the whole images; first.png and last.png are the path's two ends."""
-    photos = _photos(folder)
+    photos = photo_files(folder)
     images, cameras = _read_together(photos), read_cameras(folder / "cameras.json")
     names = [photo.stem for photo in photos]
     at = tuple(range(cameras.views))

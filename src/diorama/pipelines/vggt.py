@@ -1,6 +1,5 @@
 """VGGT alone: photos without cameras become a scene with cameras, depth and points, in one pass without diffusion."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any, NoReturn
@@ -8,12 +7,12 @@ from typing import Any, NoReturn
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors.torch import load_file
 from torch import Tensor
 
 from diorama.geometry.cameras import Cameras
 from diorama.models.checkpoints import WEIGHTS_FILE, check_weights, convert
 from diorama.models.perceptual import cache_folder
+from diorama.models.published import read_config, read_weights
 from diorama.models.vggt import VGGT, VGGTOutput
 from diorama.pipelines.base import PUBLISHED_VGGT, ScenePipeline
 from diorama.scene import Condition, Scene, Views
@@ -43,7 +42,7 @@ class VGGTPipeline(ScenePipeline):
         home = folder / "vggt" if (folder / "vggt").is_dir() else folder
         options: dict[str, Any] = {"licence": _licence(home / "README.md")}
         if index.is_file():
-            document = _document(index)
+            document = read_config(index)
             if document.get("_class_name") == cls.__name__:
                 options = {key: value for key, value in document.items() if key[0] != "_" and key != "vggt"}
         try:
@@ -144,7 +143,8 @@ def located(folder: str | Path = "") -> Path:
         cached = [try_to_load_from_cache("facebook/VGGT-1B", name) for name in PUBLISHED_VGGT]
         if found := next((Path(path) for path in cached if isinstance(path, str)), None):
             return found.parent
-    fetch = f"'hf download facebook/VGGT-1B --local-dir {home}' puts it there (5 GB, {LICENCE}), to be read as it is"
+    place = f" --out {folder}" if str(folder) else ""
+    fetch = f"'diorama download vggt{place}' fetches facebook/VGGT-1B (5 GB, {LICENCE}), which is read as it is"
     layouts = f"config.json with {' or '.join(PUBLISHED_VGGT)}, or a saved one"
     raise ValueError(f"{home}: holds no VGGT ({layouts}); {fetch}")
 
@@ -171,40 +171,16 @@ def read_vggt(folder: Path) -> VGGT:
     if (folder / WEIGHTS_FILE).is_file():
         check_weights(VGGT, folder)
         return VGGT.from_pretrained(folder, torch_dtype=torch.float32)
-    file = next((file for name in PUBLISHED_VGGT if (file := folder / name).is_file()), None)
-    if file is None:
+    if not any((folder / name).is_file() for name in PUBLISHED_VGGT):
         names = (*PUBLISHED_VGGT, WEIGHTS_FILE)
         raise ValueError(f"{folder}: found no {', no '.join(names)}; one of these holds a VGGT")
-    config = folder / "config.json"
-    arguments, state = convert("vggt", _weights(file), _document(config) if config.is_file() else {}, source=config)
+    file = folder / "config.json"
+    config = read_config(file) if file.is_file() else {}  # model.pt is often fetched alone
+    arguments, state = convert("vggt", read_weights(folder), config, source=file)
     with torch.device("meta"):
         model = VGGT(**arguments)
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     return model
-
-
-def _weights(file: Path) -> dict[str, Tensor]:
-    """A published file's tensors, which stay on disk until they are read."""
-    try:
-        if file.suffix == ".safetensors":
-            state = load_file(file)
-        else:
-            state = torch.load(file, "cpu", weights_only=True, mmap=True)
-    except Exception as error:  # unpickling says anything of a broken file
-        raise ValueError(f"{file}: not readable weights ({(str(error) or 'empty').splitlines()[0]})") from None
-    if not isinstance(state, dict) or not all(isinstance(x, Tensor) and x.is_floating_point() for x in state.values()):
-        raise ValueError(f"{file}: holds something else than weights; accepted are named floating-point tensors")
-    return state
-
-
-def _document(file: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(file.read_text())
-    except ValueError:
-        document = None
-    if not isinstance(document, dict):
-        raise ValueError(f"{file}: found no JSON object; accepted is the file as it was published or saved")
-    return document
 
 
 def _licence(card: Path) -> str:
