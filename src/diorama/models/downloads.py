@@ -204,7 +204,8 @@ def _append(url: str, part: Path, start: int, report: Callable[[int], None]) -> 
 
 
 def _opened(url: str, headers: dict[str, str] | None = None) -> Any:
-    return urllib.request.urlopen(urllib.request.Request(url, headers=headers or {}), timeout=PATIENCE)
+    request = urllib.request.Request(url, headers={"User-Agent": "diorama", **(headers or {})})
+    return urllib.request.urlopen(request, timeout=PATIENCE)
 
 
 def _reason(error: BaseException | None) -> str:
