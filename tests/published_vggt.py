@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from .parity.golden import load, weights
 
-NAMES = ("model.safetensors", "model.pt")
+NAMES = ("model.safetensors", "model.pt", "vggt_1B_commercial.pt")
 SIDE = 56
 CARD = "---\nlicense: cc-by-nc-4.0\ntags:\n- image-to-3d\n---\n# VGGT\n"
 

@@ -207,8 +207,8 @@ def size_made(pipeline: "ScenePipeline", size: str, height: int, width: int) -> 
 
 
 def means_vggt(model: str) -> bool:
-    """Whether a --model is VGGT alone: the word, or a folder that holds nothing else."""
-    if not Path(model).is_dir():
+    """Whether a --model is VGGT alone: the word, or a folder or file that holds nothing else."""
+    if not Path(model).exists():
         return model == "vggt"
     from diorama.pipelines.vggt import is_vggt
 

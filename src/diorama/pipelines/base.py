@@ -25,7 +25,7 @@ PIPELINES = {  # class name in model_index.json -> module
     "Gen3RPipeline": "diorama.pipelines.gen3r",
     "VGGTPipeline": "diorama.pipelines.vggt",
 }
-PUBLISHED_VGGT = ("model.safetensors", "model.pt")  # of facebook/VGGT-1B, which has no model_index.json
+PUBLISHED_VGGT = ("model.safetensors", "model.pt", "vggt_1B_commercial.pt")  # in folders without model_index.json
 PUBLISHED_GEN3R = "geo_adapter"  # a folder that only Gen3R's own layout has, whose index names classes of its own
 OnStep = Callable[[int, int], None]
 

@@ -18,6 +18,7 @@ from diorama.pipelines.base import PUBLISHED_VGGT, ScenePipeline
 from diorama.scene import Condition, Scene, Views
 
 LICENCE = "CC-BY-NC-4.0"  # of facebook/VGGT-1B
+COMMERCIAL = ("vggt_1B_commercial.pt", "vggt-aup-license")  # the same model trained on other data, and its terms
 MIN_DEPTH = 1e-4  # of the point head's points, which may lie behind their camera
 
 
@@ -40,7 +41,7 @@ class VGGTPipeline(ScenePipeline):
         """
         index = folder / "model_index.json"
         home = folder / "vggt" if (folder / "vggt").is_dir() else folder
-        options: dict[str, Any] = {"licence": _licence(home / "README.md")}
+        options: dict[str, Any] = {"licence": _licence(home)}
         if index.is_file():
             document = read_config(index)
             if document.get("_class_name") == cls.__name__:
@@ -130,11 +131,12 @@ def fitted(
 
 
 def located(folder: str | Path = "") -> Path:
-    """The folder of a VGGT: as given, else `vggt` in the user's cache of published weights, else Hugging Face's own.
+    """The folder of a VGGT: as given, perhaps by its file, else `vggt` in the user's cache of published weights.
 
-    ValueError, with where it was looked for and how it gets there, where there is none.
+    Hugging Face's own cache is looked in last. ValueError, with where it was looked for and how it gets there.
     """
     home = Path(folder) if str(folder) else cache_folder("vggt")
+    home = home.parent if home.is_file() and home.name in PUBLISHED_VGGT else home
     if holds_vggt(home):
         return home
     if not str(folder):
@@ -156,7 +158,9 @@ def holds_vggt(folder: Path) -> bool:
 
 
 def is_vggt(folder: Path) -> bool:
-    """Whether a folder looks like a VGGT and nothing more: saved as a pipeline, or as published."""
+    """Whether a folder looks like a VGGT and nothing more, saved as a pipeline or as published; or its file does."""
+    if folder.is_file():
+        return folder.name in PUBLISHED_VGGT
     index = folder / "model_index.json"
     if index.is_file():
         return re.search(rf'"_class_name":\s*"{VGGTPipeline.__name__}"', index.read_text(errors="replace")) is not None
@@ -164,7 +168,7 @@ def is_vggt(folder: Path) -> bool:
 
 
 def read_vggt(folder: Path) -> VGGT:
-    """The model in a folder as published (model.safetensors or model.pt, config.json) or as saved, in float32.
+    """The model in a folder as published (one of PUBLISHED_VGGT, perhaps config.json) or as saved, in float32.
 
     ValueError, in one line, for weights that are missing, unknown, misshapen or unreadable.
     """
@@ -183,10 +187,11 @@ def read_vggt(folder: Path) -> VGGT:
     return model
 
 
-def _licence(card: Path) -> str:
-    """The licence in a published model card's front matter; that of facebook/VGGT-1B where there is none."""
+def _licence(folder: Path) -> str:
+    """The licence in a published model card's front matter; without one, that of the file that is published so."""
+    card, (file, other) = folder / "README.md", COMMERCIAL
     text = card.read_text(errors="replace") if card.is_file() else ""
     front = text.split("---")[1] if text.startswith("---") else ""
     named = dict(re.findall(r"^(license|license_name):\s*(\S+)\s*$", front, re.MULTILINE))
-    licence = named.get("license_name", named.get("license", LICENCE))
+    licence = named.get("license_name", named.get("license", other if (folder / file).is_file() else LICENCE))
     return LICENCE if licence.lower() == LICENCE.lower() else licence
