@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from tests.miniature import lively
 
-from diorama.models.geometry_adapter import GeometryAdapter, Stem, pack_tokens, unpack_tokens
+from diorama.models.geometry_adapter import CausalConv3d, GeometryAdapter, Norm, Stem, pack_tokens, unpack_tokens
 
 CHANNELS, LATENT = 40, 4
 MEAN, STD = (0.3, -0.2, 0.1, 0.0), (0.5, 2.0, 0.8, 1.5)
@@ -81,6 +81,30 @@ def test_chunks_change_nothing_and_neither_do_they_in_the_gradient(model, chunk)
         results.append((posterior.mean, posterior.logvar, decoded, *torch.autograd.grad(loss, (tokens, latents))))
     for whole, pieces in zip(*results, strict=True):
         torch.testing.assert_close(pieces, whole, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("side", [1, 3])
+@pytest.mark.parametrize("frames", [1, 2, 3, 6, 7])
+def test_a_causal_convolution_is_torchs_of_the_frames_so_far(frames, side):
+    """Inference, which takes frames by pairs, the way with a gradient and any split of the frames agree with it."""
+    conv = lively(CausalConv3d(6, 5, side))
+    x, margin = noise(2, 6, frames, 4, 3), side // 2
+    expected = F.conv3d(F.pad(x, (margin,) * 4 + (2, 0)), conv.weight, conv.bias)
+    torch.testing.assert_close(conv(x), expected, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(conv(x), expected, atol=1e-5, rtol=1e-5)
+        for first in range(1, frames):
+            past = {}
+            pieces = [conv(piece, past) for piece in x.tensor_split([first], 2)]
+            torch.testing.assert_close(torch.cat(pieces, 2), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_the_norm_is_the_published_ones():
+    norm = lively(Norm(6))
+    x = noise(2, 6, 3, 4, 5)
+    x[0, :, 0] = 0
+    torch.testing.assert_close(norm(x), F.normalize(x, dim=1) * 6**0.5 * norm.gamma)
 
 
 @pytest.mark.parametrize("size", [(4, 4), (8, 12), (40, 4)])

@@ -40,3 +40,13 @@ def test_the_skip_is_the_identity_or_vggts_rectified_one():
         unit.conv2.weight.zero_()
         unit.conv2.bias.zero_()
     assert torch.equal(plain(x), x) and torch.equal(vggt(x), x.relu())
+
+
+@pytest.mark.parametrize("vggt", [False, True])
+@pytest.mark.parametrize(("grid", "size"), [((1, 1), (14, 14)), ((2, 3), (28, 42)), ((9, 7), (126, 98))])
+def test_inference_takes_fewer_products_to_the_same_map(grid, size, vggt):
+    head = lively(DPTHead(12, 8, (4, 8, 8, 12), 3, vggt=vggt))
+    layers = [torch.randn(3, grid[0] * grid[1], 12) for _ in range(4)]
+    expected = head(layers, grid, size)
+    with torch.no_grad():
+        torch.testing.assert_close(head(layers, grid, size), expected, atol=1e-5, rtol=1e-4)

@@ -128,7 +128,8 @@ class Readout(nn.Module):
     def forward(self, layers: Sequence[Layer], grid: tuple[int, int], size: tuple[int, int]) -> VGGTOutput:
         """Cameras, depth and points from the tokens of four layers, first to last."""
         dtype = self.camera.empty_code.dtype
-        with torch.autocast(layers[0].device.type, enabled=False):
+        device = "cpu" if layers[0].is_meta else layers[0].device.type  # torch has no autocast for what is only planned
+        with torch.autocast(device, enabled=False):
             codes = self.camera(layers[-1][:, :, 0].to(dtype))
             depth, points = self._maps((self.depth, self.points), layers, grid, size)
         return VGGTOutput(
