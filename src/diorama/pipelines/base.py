@@ -292,15 +292,13 @@ def _part_of(on_step: OnStep | None, number: int, groups: int) -> OnStep | None:
 
 
 def size_in_units(height: int | float, width: int | float, unit: int, pixels: int) -> tuple[int, int]:
-    """Height and width in whole units that a model trained at an area of `pixels` makes where these are asked for.
+    """Height and width in whole units that a model makes where these are asked for.
 
-    Whole units are kept up to four times that area. In place of another size comes, of the four next to it, the one of
-    the nearest proportions, for which least is cropped.
+    Of the four sizes beside the one asked for it is that of the nearest proportions, for which least is cropped. What
+    has more than four times the `pixels` that the model was trained at comes down to that area first.
     """
-    area = height * width
-    if height % unit == width % unit == 0 and area <= 4 * pixels:
-        return int(height), int(width)
-    exact = [side * (pixels / area) ** 0.5 / unit for side in (height, width)]
+    scale = (pixels / (height * width)) ** 0.5 if height * width > 4 * pixels else 1.0
+    exact = [scale * side / unit for side in (height, width)]
     near = product(*({max(1, math.floor(count)), math.ceil(count)} for count in exact))
 
     def unlike(counts: tuple[int, int]) -> tuple[float, float]:

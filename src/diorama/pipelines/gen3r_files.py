@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 
-from diorama.models.checkpoints import check_weights
+from diorama.models.checkpoints import check_weights, convert
 from diorama.models.gen3r_transformer import Gen3RTransformer
 from diorama.models.geometry_adapter import GeometryAdapter
-from diorama.models.published import is_gen3r, read_config, read_gen3r, read_tokenizer
+from diorama.models.published import is_gen3r, read_config, read_gen3r, read_tokenizer, read_weights
 from diorama.models.vggt import VGGT
 from diorama.pipelines.prompts import identity_of
 
@@ -30,8 +30,11 @@ def read_parts(folder: Path, dtype: torch.dtype) -> tuple[dict[str, Any], Callab
     place = folder / "text_encoder"
     if not place.is_dir():
         raise ValueError(f"{place}: missing; a Gen3R folder holds it")
+    weights = read_weights(place)  # looked at now, read when a prompt is new
     identity = identity_of([*place.glob("*.json"), *place.glob("*.safetensors*"), *place.glob("*.pth")], dtype)
     if is_gen3r(folder):
+        file = place / "config.json"
+        convert("umt5", weights, read_config(file), source=file)
         names = [*OURS, "image_encoder", "tokenizer", "scheduler"]
         parts = read_gen3r(folder, dtype=dtype, only=names) | PUBLISHED
         return parts, lambda: read_gen3r(folder, dtype=dtype, only=["text_encoder"])["text_encoder"], identity
