@@ -1,4 +1,4 @@
-"""`diorama doctor`: what is installed here and what is missing."""
+"""`diorama doctor`: what is installed here and what is missing, or what a published model would need."""
 
 import os
 import platform
@@ -8,14 +8,25 @@ import tempfile
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import tyro
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """No options: the doctor looks at everything."""
+    """Without options, the doctor looks at everything that is here."""
+
+    plan: str | None = None
+    """A published model (gen3r or vggt) whose memory is told instead, stage by stage; needs neither it nor a GPU."""
+    views: int = 49
+    """How many views, for a plan."""
+    size: str = "560x560"
+    """Their height and width in pixels, for a plan."""
+    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """The weights' precision, for a plan."""
+    offload: Literal["none", "stages", "blocks"] = "stages"
+    """What is on the device at once, for a plan: all models, the one that works, or of the largest one block."""
 
 
 class Finding(NamedTuple):
@@ -28,7 +39,10 @@ class Finding(NamedTuple):
 
 def run(arguments: list[str]) -> int:
     """Print the table and give 0, or 1 if something that every command needs is missing."""
-    tyro.cli(Arguments, args=arguments, prog="diorama doctor", description="Say what is installed and what is missing.")
+    about = "Say what is installed and what is missing, or what a published model would need."
+    options = tyro.cli(Arguments, args=arguments, prog="diorama doctor", description=about)
+    if options.plan is not None:
+        return _planned(options)
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -40,6 +54,37 @@ def run(arguments: list[str]) -> int:
         table.add_row(what, mark, found.replace("[", r"\["))
     Console().print(table)
     return 0 if all(finding.ok is not False for finding in findings) else 1
+
+
+def _planned(options: Arguments) -> int:
+    """Print a plan: a column a stage, then the most that any stage needs in every way to offload."""
+    size = re.fullmatch(r"(\d+)x(\d+)", options.size)
+    if size is None:
+        raise ValueError(f"--size {options.size!r}: accepted is HEIGHTxWIDTH, like 560x560")
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from diorama.pipelines.plan import DTYPES, Request, plan
+    from diorama.pipelines.staging import OFFLOADS
+
+    request = Request(options.views, int(size[1]), int(size[2]), DTYPES[options.dtype])
+    stages = plan(str(options.plan), request)
+    table = Table("GiB", *(stage.name for stage in stages), box=box.SIMPLE_HEAD)
+    rows = {
+        "weights": [stage.weights[options.offload] for stage in stages],
+        "activations": [stage.activations for stage in stages],
+        "together": [stage.together(options.offload) for stage in stages],
+    }
+    for name, numbers in rows.items():
+        table.add_row(name, *(f"{number / 2**30:.2f}" for number in numbers))
+    console = Console(width=max(100, Console().width), highlight=False)
+    console.print(table)
+    for offload in OFFLOADS:
+        most = max(stages, key=lambda stage: stage.together(offload))
+        console.print(f"peak with --offload {offload}: {most.together(offload) / 2**30:.2f} GiB, in {most.name!r}")
+    console.print("Planned, not measured: a device also holds what its libraries and its allocator take.")
+    return 0
 
 
 def _machine() -> list[Finding]:
