@@ -7,6 +7,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from diorama.geometry.cameras import Cameras
 from diorama.models.dit3d import DiT3D
+from diorama.models.observed_memory import ObservedMemory
 from diorama.models.rae3d import RAE3D
 from diorama.pipelines.tokens import TokenPipeline
 
@@ -15,6 +16,9 @@ RAE = dict(
     patch=PATCH, tokens=TOKENS, dim=DIM, heads=4, neck_layers=2, decoder_layers=2, point_layers=2,
     point_taps=(0, 0, 1, 1), point_features=8, point_channels=(8, 8, 8, 8), ray_frequencies=2,
 )  # fmt: skip
+MEMORY = dict(
+    widths=(8, 8), channels=(4, 4), hidden=(8, 8), layers=(1, 1), hypotheses=(5, 3), reach=(0.9, 0.12), blend=8
+)
 DIT = dict(dim=DIM, layers=2, heads=4, head_dim=48, head_layers=2, head_heads=4)
 
 
@@ -37,6 +41,10 @@ def rae3d(seed=0, **changes):
 
 def dit3d(seed=0, **changes):
     return _made(DiT3D, dict(tokens=TOKENS, channels=DIM) | DIT | changes, seed)
+
+
+def observed_memory(seed=0, **changes):
+    return _made(ObservedMemory, MEMORY | changes, seed)
 
 
 def _made(kind, arguments, seed):

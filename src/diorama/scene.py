@@ -218,6 +218,7 @@ class Scene:
     latents: Float[Tensor, "token dim"] | Float[Tensor, "channel frame height width"] | None = None
     latent_frame: Similarity | None = None  # world -> latent, fixed at generation
     provenance: Provenance = field(default_factory=lambda: Provenance("unknown"))
+    observed: Views | None = None  # known views, to 8 bits, that rendering looks at again where a model does so
 
 
 def _nearest(

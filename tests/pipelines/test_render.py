@@ -7,7 +7,7 @@ from tests.miniature import SIDE, images, path
 from diorama.data.open import open as open_scene
 from diorama.export.save import save
 from diorama.geometry.similarity import Similarity
-from diorama.pipelines import tokens
+from diorama.pipelines import decoding
 from diorama.scene import Condition, Scene, Views
 
 CAMERAS = path(4)
@@ -58,7 +58,7 @@ def test_a_saved_scene_renders_the_same(model, scene, tmp_path):
 
 def test_a_long_path_is_decoded_in_parts(model, scene, monkeypatch):
     sizes, decode = [], model.autoencoder.decode
-    monkeypatch.setattr(tokens, "VIEWS_AT_ONCE", 3)
+    monkeypatch.setattr(decoding, "VIEWS_AT_ONCE", 3)
     monkeypatch.setattr(model.autoencoder, "decode", lambda s, rays: sizes.append(rays.shape[1]) or decode(s, rays))
     assert_same_views(model.render(scene, CAMERAS), scene.views)
     assert sizes == [3, 1]

@@ -1,8 +1,8 @@
 import pytest
-from tests.miniature import DIT, RAE
+from tests.miniature import DIT, MEMORY, RAE
 
 from diorama.data.cache import write_cache
-from diorama.models import dit3d, rae3d
+from diorama.models import dit3d, observed_memory, rae3d
 
 VIEWS, SIDE = 6, 16
 
@@ -22,4 +22,5 @@ def worlds(tmp_path_factory):
 def miniature_size(monkeypatch):
     """A row of the tables of sizes that trains at once."""
     monkeypatch.setitem(rae3d.SIZES, "miniature", RAE)
+    monkeypatch.setitem(observed_memory.SIZES, "miniature", MEMORY)
     monkeypatch.setitem(dit3d.SIZES, "miniature", DIT)

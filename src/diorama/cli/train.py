@@ -15,6 +15,7 @@ from diorama.cli.requests import CONFIG
 # Module in diorama.training, which holds Config and this Stage -> what it trains.
 STAGES = {
     "rae3d": ("RAE3DStage", "the autoencoder: views to 3D latent tokens and back"),
+    "observed_memory": ("ObservedMemoryStage", "the memory that keeps known views sharp, on a trained autoencoder"),
     "dit3d": ("DiT3DStage", "the denoiser of those tokens, on a trained autoencoder"),
 }
 OF_A_RUN = ("checkpoint.pt", "log.jsonl", "tensorboard", "latents.safetensors", "latents.part")

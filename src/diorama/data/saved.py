@@ -35,6 +35,8 @@ def read_folder(folder: str | Path) -> Scene:
         condition = Condition(None, (), _entry(known, "prompt", str, None), _entry(known, "label", int, None))
         provenance = _provenance(_entry(document, "provenance", dict))
         names = _entry(document, "holds", list)
+        seen = _entry(document, "observed", dict) if "observed" in document else None
+        again = 0 if seen is None else _count(seen, "views", MAX_VIEWS)
         if any(type(place) is not int or not 0 <= place < MAX_VIEWS for place in at):
             raise ValueError(f"`at` is {at[:8]}; accepted are numbers of views")
     except ValueError as error:
@@ -42,8 +44,9 @@ def read_folder(folder: str | Path) -> Scene:
     views = _views(folder, "images", tuple(numbers), document)
     if at:
         condition = Condition(_views(folder, "known", at, known), at, condition.prompt, condition.label)
+    observed = None if seen is None else _views(folder, "observed", tuple(range(again)), seen)
     latents, frame = _latents(folder, {name for name in names if name in ("latents", *_FRAME)})
-    return Scene(views, condition, latents, frame, provenance)
+    return Scene(views, condition, latents, frame, provenance, observed)
 
 
 def _views(folder: Path, kind: str, numbers: tuple[int, ...], document: dict[str, Any]) -> Views:

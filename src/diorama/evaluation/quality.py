@@ -37,6 +37,7 @@ from diorama.scene import Condition, Scene, Views
 COUNTS = (4, 2, 1)  # how many views of a scene are known
 WARPS: dict[str, Callable[[Views, Cameras], Tensor]] = {"nearest": copy_nearest, "plane warp": plane_warp}
 BOUND, MODEL, GENERATOR = "depth warp (bound)", "RAE3D", "DiT3D"
+LATENTS = "RAE3D, latents alone"  # without the memory of the known views, where a pipeline has one
 METRICS = ("psnr", "ssim", "gradient_correlation")  # higher is better in all
 Scores = dict[str, Tensor]  # metric -> one number a scene
 
@@ -114,6 +115,9 @@ def reconstruction(
         scenes = pipeline.reconstruct(known.apart(), target.cameras.apart())  # type: ignore[union-attr]
         pictures = baseline_pictures(known, target.cameras, blur)  # type: ignore[arg-type]
         pictures |= {BOUND: depth_warp(known, target), MODEL: images_of(scenes)}
+        if pipeline.memory is not None:
+            forgotten = pipeline.forgetful().reconstruct(known.apart(), target.cameras.apart())  # type: ignore[union-attr]
+            pictures[LATENTS] = images_of(forgotten)
         for name, images in pictures.items():
             found[name].append(picture_scores(images, target.images))
         found["truth"].append({"gradient_energy": gradient_energy(target.images).mean(1)})
@@ -140,7 +144,7 @@ def summary(scores: dict[str, Scores]) -> dict[str, Any]:
         | {"gradient_energy_share": mean(part["gradient_energy"] / truth)}
         for name, part in methods.items()
     }
-    simple = [name for name in methods if name not in (MODEL, BOUND)]
+    simple = [name for name in methods if name not in (MODEL, LATENTS, BOUND)]
     copies = [name for name in simple if "warp" not in name]
     result: dict[str, Any] = {
         "pictures": means,

@@ -4,6 +4,7 @@ scene.json            what is here; cameras, condition and provenance in numbers
 transforms.json       the same cameras for nerfstudio and its relatives
 images/00000.png      depth/00000.png (16-bit codes)     depth/00000.npy (float32)
 known/00000.png       the photos the scene was made from, under the number of the view they are
+observed/00000.png    the same at the model's size, where rendering the scene again looks at them
 geometry.safetensors  points and confidence              latents.safetensors  latents and their frame
 points.ply  video.mp4  preview.png                       for other programs and for people
 """
@@ -47,6 +48,8 @@ def write_folder(scene: Scene, path: str | Path, *, overwrite: bool = False) -> 
             known = scene.condition.views.to("cpu")
             _write_images(folder / "known", known, scene.condition.at)
             _write_tensors(folder / "known/geometry.safetensors", _geometry(known))
+        if scene.observed is not None:
+            _write_images(folder / "observed", scene.observed.to("cpu"), range(len(scene.observed)))
         write_video(views.images, folder / "video.mp4")
         (folder / "preview.png").write_bytes(png(preview(views)))
         if views.cameras is not None:
@@ -68,6 +71,7 @@ def _description(scene: Scene, unit: float | None) -> dict[str, Any]:
         **record,
         "depth_unit": unit,
         "condition": known,
+        **({} if scene.observed is None else {"observed": {"views": len(scene.observed), **_record(scene.observed)}}),
         "provenance": {
             "model": provenance.model,
             "licence": provenance.licence,

@@ -159,7 +159,7 @@ class Cameras:
 
     def rays(self) -> tuple[Float[Tensor, "*batch view height width 3"], Float[Tensor, "*batch view height width 3"]]:
         """Origin and unit direction, in the world, of the ray through every pixel's centre."""
-        directions = self._directions()
+        directions = self.directions()
         directions = directions / directions.norm(dim=-1, keepdim=True)
         return self.centers[..., None, None, :].expand_as(directions), directions
 
@@ -181,7 +181,7 @@ class Cameras:
         self, depth: Float[Tensor, "*batch view height width"]
     ) -> Float[Tensor, "*batch view height width 3"]:
         """World point of every pixel from its z-depth."""
-        return self.centers[..., None, None, :] + self._directions() * depth[..., None]
+        return self.centers[..., None, None, :] + self.directions() * depth[..., None]
 
     def transformed(self, similarity: Similarity) -> "Cameras":
         """The same cameras after the world was mapped by `similarity`."""
@@ -239,7 +239,7 @@ class Cameras:
         intrinsics[..., 1, 2] += (height - scale * self.height) / 2
         return replace(self, intrinsics=intrinsics, height=height, width=width)
 
-    def _directions(self) -> Float[Tensor, "*batch view height width 3"]:
+    def directions(self) -> Float[Tensor, "*batch view height width 3"]:
         """World direction of the ray through every pixel's centre, as long as it takes to advance depth by 1."""
         kind = {"dtype": self.intrinsics.dtype, "device": self.intrinsics.device}
         places = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2))

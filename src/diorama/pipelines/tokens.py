@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, overload
@@ -17,12 +16,11 @@ from diorama.geometry.cameras import Cameras
 from diorama.geometry.similarity import Similarity
 from diorama.models.checkpoints import check_weights
 from diorama.models.dit3d import DiT3D
+from diorama.models.observed_memory import ObservedMemory
 from diorama.models.rae3d import RAE3D
 from diorama.pipelines.base import Context, ScenePipeline
+from diorama.pipelines.decoding import decode_views, in_frames, kept
 from diorama.scene import Condition, Scene, Shot, Views
-
-VIEWS_AT_ONCE = 32  # decoded together, which bounds the memory that a long path needs
-MIN_DEPTH = 1e-4  # of decoded points, in the latent frame: in front of the camera by contract
 
 
 def encode_views(
@@ -33,18 +31,27 @@ def encode_views(
     return autoencoder.encode(images, rays, visible)
 
 
-class TokenPipeline(ScenePipeline):
-    """A scene is a fixed number of latent tokens: sampled once, decoded from any camera afterwards."""
+OPTIONS = ("title", "licence", "pixels", "encoder_views", "steps", "guidance")  # of TokenPipeline, kept with it
 
+
+class TokenPipeline(ScenePipeline):
+    """A scene is a fixed number of latent tokens: sampled once, decoded from any camera afterwards.
+
+    With a `memory`, decoding also looks at the known views again, so that what was photographed stays sharp.
+    """
+
+    _optional_components = ["memory"]  # noqa: RUF012 - diffusers reads this list
     autoencoder: RAE3D
     denoiser: DiT3D
     scheduler: FlowMatchEulerDiscreteScheduler
+    memory: ObservedMemory | None
 
     def __init__(
         self,
         autoencoder: RAE3D,
         denoiser: DiT3D,
         scheduler: FlowMatchEulerDiscreteScheduler,
+        memory: ObservedMemory | None = None,
         *,
         title: str = "3DRAE + 3DDiT",
         licence: str = "unknown",
@@ -55,23 +62,26 @@ class TokenPipeline(ScenePipeline):
     ) -> None:
         """`pixels`: the area trained at; `encoder_views`: how many poses the encoder was trained to read at most."""
         super().__init__()
-        self.register_modules(autoencoder=autoencoder, denoiser=denoiser, scheduler=scheduler)
+        self.register_modules(autoencoder=autoencoder, denoiser=denoiser, scheduler=scheduler, memory=memory)
         self.register_to_config(
             title=title, licence=licence, pixels=pixels, encoder_views=encoder_views, steps=steps, guidance=guidance
         )
-        autoencoder.eval()
-        denoiser.eval()
+        for model in (autoencoder, denoiser, memory):
+            if model is not None:
+                model.eval()
 
     @classmethod
     def load_folder(cls, folder: Path) -> "TokenPipeline":
         """Load a saved pipeline in float32, strictly: missing, unknown or unreadable weights raise ValueError."""
-        for name, kind in (("autoencoder", RAE3D), ("denoiser", DiT3D)):
+        remembers = (folder / "memory").is_dir()
+        for name, kind in (("autoencoder", RAE3D), ("denoiser", DiT3D), *((("memory", ObservedMemory),) * remembers)):
             check_weights(kind, folder / name)
         schedule = folder / "scheduler/scheduler_config.json"
         if not schedule.is_file():  # diffusers would look for it on the network
             raise ValueError(f"{schedule}: missing; a {cls.__name__} folder holds it")
         autoencoder = RAE3D.from_pretrained(folder / "autoencoder", torch_dtype=torch.float32)
         denoiser = DiT3D.from_pretrained(folder / "denoiser", torch_dtype=torch.float32)
+        memory = ObservedMemory.from_pretrained(folder / "memory", torch_dtype=torch.float32) if remembers else None
         expected, found = autoencoder.latent_mean.shape, (denoiser.config.tokens, denoiser.config.channels)
         if tuple(expected) != found:
             raise ValueError(f"{folder}: the denoiser's latents are {found}, the autoencoder's {tuple(expected)}")
@@ -79,9 +89,14 @@ class TokenPipeline(ScenePipeline):
             scheduler: Any = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
             index = json.loads((folder / "model_index.json").read_text())
             options = {key: value for key, value in index.items() if key[0] != "_" and not isinstance(value, list)}
-            return cls(autoencoder, denoiser, scheduler, **options)
+            return cls(autoencoder, denoiser, scheduler, memory, **options)
         except (OSError, TypeError) as error:
             raise ValueError(f"{folder}: not a {cls.__name__} ({str(error).splitlines()[0]})") from None
+
+    def forgetful(self) -> "TokenPipeline":
+        """The same models without the memory: views come from the latents alone, as in the paper."""
+        options = {name: value for name, value in dict(self.config).items() if name in OPTIONS}
+        return TokenPipeline(self.autoencoder, self.denoiser, self.scheduler, **options)
 
     def prepared(self, condition: Condition, wanted: Cameras | Shot) -> tuple[Condition, Cameras]:
         """The request at a size of this model's own resolution, once everything about it is known to be usable."""
@@ -135,17 +150,20 @@ class TokenPipeline(ScenePipeline):
             _spread(path.views, c.at, self.config.encoder_views) for c, path in zip(conditions, wanted, strict=True)
         ]
         read = [path[at] for path, at in zip(wanted, places, strict=True)]
-        local = _in_frames(read, frames)
+        local = in_frames(read, frames)
         images = torch.zeros(*local.camera_to_world.shape[:2], 3, local.height, local.width)
         visible = torch.zeros(images.shape[:2], dtype=torch.bool)
+        observed: list[Views | None] = [None] * len(wanted)
         for row, condition in enumerate(conditions):
             if condition.views is not None and shown:
                 slots = [places[row].index(place) for place in condition.at]
-                images[row, slots] = condition.views.images_for(wanted[row][condition.at])
+                there = wanted[row][condition.at]
+                images[row, slots] = seen = condition.views.images_for(there)
                 visible[row, slots] = True
+                observed[row] = None if self.memory is None else kept(seen, there)
         local = local.to(self.device)
         latents = encode_views(self.autoencoder, Views(images.to(self.device), local), local, visible.to(self.device))
-        return Context(self.autoencoder.normalize(latents), wanted, frames)
+        return Context(self.autoencoder.normalize(latents), wanted, frames, observed)
 
     def noise(self, wanted: Sequence[Any], seeds: Sequence[int]) -> Float[Tensor, "batch token channel"]:
         """Gaussian tokens; each request's come from its own seed on the CPU."""
@@ -162,7 +180,7 @@ class TokenPipeline(ScenePipeline):
     def decode(self, latents: Tensor, context: Context) -> tuple[list[Views], Tensor]:
         """The wanted views, and the latents as the autoencoder reads them."""
         raw = self.autoencoder.denormalize(latents)
-        return self._decode(raw, context.wanted, context.frames), raw  # type: ignore[arg-type]
+        return self._decode(raw, context.wanted, context.frames, context.observed), raw  # type: ignore[arg-type]
 
     @overload
     def reconstruct(self, views: Views, wanted: Cameras | None = None) -> Scene: ...
@@ -193,13 +211,14 @@ class TokenPipeline(ScenePipeline):
         # One frame for what is known and what is wanted: the first known view's, the farthest camera of all at 1.
         frames = [a.joined(b).to(torch.float64).normalized()[1] for a, b in zip(posed, targets, strict=True)]
         read = [self.fitted(path) for path in posed]
-        local = _in_frames(read, frames).to(self.device)
+        local = in_frames(read, frames).to(self.device)
         known = [Views(item.images.cpu().float(), cameras) for item, cameras in zip(items, posed, strict=True)]
         images = torch.stack([item.images_for(path) for item, path in zip(known, read, strict=True)])
         shown = Views(images.to(self.device), local)
         visible = torch.ones(shown.images.shape[:2], dtype=torch.bool, device=self.device)
         latents = encode_views(self.autoencoder, shown, local, visible)
-        made = self._decode(latents, targets, frames)
+        observed = [None if self.memory is None else kept(*pair) for pair in zip(images, read, strict=True)]
+        made = self._decode(latents, targets, frames, observed)
         scenes = [
             Scene(
                 views=made[row],
@@ -207,6 +226,7 @@ class TokenPipeline(ScenePipeline):
                 latents=latents[row].cpu(),
                 latent_frame=frames[row],
                 provenance=self.provenance(None, {"known_views": len(item)}),
+                observed=observed[row],
             )
             for row, item in enumerate(items)
         ]
@@ -230,40 +250,19 @@ class TokenPipeline(ScenePipeline):
                 f"scene latents of shape {tuple(scene.latents.shape)}; {self.config.title} reads {expected}"
             )
         path, latents = self.fitted(cameras.path()), scene.latents[None].to(self.device)
-        return self._decode(latents, [path], [scene.latent_frame.to(torch.float64)], raw=points == "raw")[0]
+        frame = scene.latent_frame.to(torch.float64)
+        return self._decode(latents, [path], [frame], [scene.observed], raw=points == "raw")[0]
 
     def _decode(
-        self, latents: Tensor, paths: Sequence[Cameras], frames: Sequence[Similarity], *, raw: bool = False
+        self,
+        latents: Tensor,
+        paths: Sequence[Cameras],
+        frames: Sequence[Similarity],
+        observed: Sequence[Views | None] | None,
+        *,
+        raw: bool = False,
     ) -> list[Views]:
-        scene, local = self.autoencoder.cache(latents), _in_frames(paths, frames)
-        size = max(1, VIEWS_AT_ONCE // len(latents))
-        parts = []
-        for start in range(0, local.views, size):
-            rays = local[start : start + size].plucker().to(self.device, self.autoencoder.dtype)
-            parts.append([None if x is None else x.float().cpu() for x in self.autoencoder.decode(scene, rays)])
-        images, points, confidence = (
-            None if values[0] is None else torch.cat(values, 1) for values in zip(*parts, strict=True)
-        )
-        shown = images.clamp(0, 1)  # type: ignore[union-attr]
-        views = Views(shown, local, points, confidence)
-        return [_in_world(*row, raw=raw) for row in zip(views.apart(), paths, frames, strict=True)]
-
-
-def _in_frames(paths: Sequence[Cameras], frames: Sequence[Similarity]) -> Cameras:
-    """Paths as one batch, each in its latent frame: moved in doubles, as far from the origin singles are too coarse."""
-    moved = [path.to(torch.float64).transformed(frame) for path, frame in zip(paths, frames, strict=True)]
-    return Cameras.stacked(moved).to(torch.float32)
-
-
-def _in_world(views: Views, path: Cameras, frame: Similarity, *, raw: bool) -> Views:
-    """Decoded views with the cameras that were asked for, and with their points in the same world."""
-    if views.points is None:
-        return replace(views, cameras=path)
-    if raw:
-        points = frame.inverse().apply(views.points.to(frame.scale)).to(path.camera_to_world)
-    else:  # the regressed point keeps its depth and moves onto its pixel's ray
-        points = path.unproject(views.depth.clamp(min=MIN_DEPTH) / frame.scale)  # type: ignore[union-attr]
-    return replace(views, cameras=path, points=points)
+        return decode_views((self.autoencoder, self.memory), latents, paths, frames, observed, raw=raw)
 
 
 def _spread(views: int, known: tuple[int, ...], most: int) -> list[int]:

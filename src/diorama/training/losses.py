@@ -49,3 +49,14 @@ def velocity_loss(
 ) -> Float[Tensor, ""]:
     """Mean squared error to the path's velocity (3DDiT eq. 7)."""
     return F.mse_loss(predicted, noise - data)
+
+
+def log_depth_loss(
+    predicted: Float[Tensor, "*batch height width"],
+    true: Float[Tensor, "*batch height width"],
+    mask: Bool[Tensor, "*batch height width"],
+) -> Float[Tensor, ""]:
+    """Mean distance of log depths over valid pixels, at most a factor of 20 each: weighs near and far alike."""
+    # Emptied before the logarithm as well: what is not finite outside the mask would pass its gradient back as NaN.
+    error = (predicted.where(mask, 1.0).log() - true.where(mask, 1.0).log()).abs().clamp(max=3.0)
+    return error.sum() / mask.sum().clamp(min=1)
