@@ -1,5 +1,8 @@
 """Gen3R's loop of guided steps against the published pipeline's, with a stand-in denoiser."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -22,6 +25,7 @@ class StandIn(Gen3RPipeline):
         return 0.6 * latents + 0.05 * latents.flip(-1) + known.mean() + t * latents.sin()
 
     sampled = ScenePipeline.sampled  # there is no transformer to fetch
+    transformer = SimpleNamespace(cache_context=nullcontext)
 
 
 @pytest.fixture(scope="module")

@@ -253,6 +253,27 @@ def test_without_diffusion_the_photos_go_through_the_autoencoders(model):
         model.reconstruct(known[[0, 4]], cameras(), steps=0)
 
 
+def test_steps_that_hardly_change_keep_their_answer(model):
+    counts, latents, last = {}, {}, model.transformer.blocks[-1].ffn
+    for threshold in (0.0, 1e-9, 0.99):
+        calls = []
+        hook = last.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        latents[threshold] = model.generate(photo(), SHOT, steps=6, step_cache=threshold).latents
+        hook.remove()
+        counts[threshold] = len(calls)
+    assert counts[0.0] == counts[1e-9] == 12 and 2 <= counts[0.99] < 12
+    assert torch.equal(latents[0.0], latents[1e-9]) and not torch.equal(latents[0.0], latents[0.99])
+    assert latents[0.99].isfinite().all() and not model.transformer.is_cache_enabled
+
+
+def test_tiles_of_the_video_are_nearly_the_whole(model):
+    whole, tiled = (
+        model.reconstruct(Views(images(1, 112, 336)), steps=0, tiling=tiling).views.images for tiling in (False, True)
+    )
+    assert whole.shape == tiled.shape and not torch.equal(whole, tiled)
+    assert torch.equal(model.reconstruct(Views(images(1, 112, 336)), steps=0).views.images, whole)
+
+
 @pytest.mark.parametrize(
     ("asked", "made"),
     [
@@ -279,6 +300,7 @@ def test_sizes_that_it_makes(asked, made):
         (photo(), SHOT, {"points": "mesh"}, "points 'mesh': accepted are depth, head"),
         (photo(), SHOT, {"cameras": "mine"}, "cameras 'mine': accepted are wanted, predicted"),
         (photo(), SHOT, {"warp": 9}, "Gen3R knows no warp"),
+        (photo(), SHOT, {"step_cache": 1.0}, "step_cache 1.0: accepted is 0 up to, not including, 1"),
         (photo(), SHOT, {"steps": 0}, "0 steps"),
     ],
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKLWan, FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -27,6 +27,7 @@ from diorama.pipelines.gen3r_conditions import (
     known_latents,
     known_mask,
     latent_statistics,
+    options,
 )
 from diorama.pipelines.gen3r_files import read_parts
 from diorama.pipelines.gen3r_world import (
@@ -45,7 +46,6 @@ from diorama.scene import Condition, Scene, Shot, Views
 UNIT = 112  # pixels: whole patches of VGGT (14) that are whole patches of the denoiser (16) too
 CHUNK = 4  # latent frames in the adapter at once
 SEEN = 8  # known views that VGGT looks at, at most, to tell the scale
-CHOICES = {"points": ("depth", "head"), "cameras": ("wanted", "predicted")}
 
 
 class Gen3RPipeline(PromptedPipeline):
@@ -96,29 +96,9 @@ class Gen3RPipeline(PromptedPipeline):
             if model is not None:
                 model.eval().requires_grad_(False)
 
-    def options(
-        self,
-        *,
-        negative_prompt: str | None = None,
-        scale: float | None = None,
-        points: str = "depth",
-        cameras: str = "wanted",
-        **unknown: Any,
-    ) -> dict[str, Any]:
-        """Gen3R's own settings.
-
-        `scale`: what translations are multiplied with before the model sees them (1 = as published); by default they
-        are brought to the scene's scale, which VGGT tells from the known views. `points`: by the depth head or the
-        point head. `cameras`: points and views at the cameras that were wanted, or at those that the model predicts.
-        """
-        super().options(**unknown)
-        for name, value in (("points", points), ("cameras", cameras)):
-            if value not in CHOICES[name]:
-                raise ValueError(f"{name} {value!r}: accepted are {', '.join(CHOICES[name])}")
-        if scale is not None and not 0 < scale < float("inf"):
-            raise ValueError(f"scale {scale}: accepted is more than 0")
-        text = self.config.negative_prompt if negative_prompt is None else negative_prompt
-        return {"negative_prompt": text, "scale": scale, "points": points, "cameras": cameras}
+    def options(self, **asked: Any) -> dict[str, Any]:
+        """Gen3R's own settings: see `gen3r_conditions.options`."""
+        return options(**{"negative_prompt": self.config.negative_prompt, "title": self.config.title} | asked)
 
     def size_near(self, height: int | float, width: int | float) -> tuple[int, int]:
         """Multiples of 112 pixels, about the area trained at."""
@@ -154,6 +134,7 @@ class Gen3RPipeline(PromptedPipeline):
         positive, negative = [c.prompt or "" for c in conditions], settings["negative_prompt"]
         alone = settings["guidance"] == 1 or set(positive) == {negative}
         texts = self.read(positive if alone else [*positive, negative])
+        self.vae.use_tiling = settings["tiling"]
         context = self._encode(conditions, wanted, texts[: len(positive)], seeds, settings)
         if alone:
             return context, None
@@ -235,15 +216,28 @@ class Gen3RPipeline(PromptedPipeline):
         """The scheduler's stock times, as published: their tail is shifted twice."""
         self.scheduler.set_timesteps(steps, device=device)
 
-    def sampled(self, latents: Tensor, context: Context, *rest: Any) -> Tensor:
-        """Latents from noise, with the denoiser on the device."""
+    def sampled(
+        self, latents: Tensor, context: Context, null: Context | None, settings: Mapping[str, Any], *rest: Any
+    ) -> Tensor:
+        """Latents from noise, with the denoiser on the device, which may leave out what hardly changes."""
+        threshold = settings.get("step_cache", 0.0)
         with self.visiting(self.transformer):
-            return super().sampled(latents, context, *rest)
+            if threshold:
+                self.transformer.enable_cache(FirstBlockCacheConfig(threshold))
+            try:
+                return super().sampled(latents, context, null, settings, *rest)
+            finally:
+                if threshold:
+                    self.transformer.disable_cache()
 
     def velocity(self, latents: Tensor, t: float, context: Context, null: Context | None, scale: float) -> Tensor:
         """Velocity at time t; the branches run one after the other, which takes as long and half the memory."""
-        conditional = self.denoise(latents, t, context.known)
-        return conditional if null is None else guided(conditional, self.denoise(latents, t, null.known), scale)
+        with self.transformer.cache_context("known"):
+            conditional = self.denoise(latents, t, context.known)
+        if null is None:
+            return conditional
+        with self.transformer.cache_context("null"):
+            return guided(conditional, self.denoise(latents, t, null.known), scale)
 
     def denoise(self, latents: Tensor, t: float, known: Known) -> Tensor:
         """The transformer's velocity, in single precision unless parity is asked for."""
@@ -255,6 +249,7 @@ class Gen3RPipeline(PromptedPipeline):
     def decode(self, latents: Tensor, context: Context) -> tuple[list[Views], Tensor]:
         """Video by the VAE, geometry by the adapter and VGGT's heads; one scene after the other."""
         settings = context.settings or self.options()
+        self.vae.use_tiling = settings["tiling"]
         made = []
         for row, (condition, wanted) in enumerate(context.wanted):
             video, shape = latents[row : row + 1].float().chunk(2, -1)
@@ -317,6 +312,7 @@ class Gen3RPipeline(PromptedPipeline):
             raise ValueError(f"{len(condition.at)} known of {wanted.views} views: without diffusion accepted are all")
         images = photos_for(condition, wanted)
         clip = images[[condition.at.index(view) for view in clip_frames(wanted.views)]][None].to(self.place)
+        self.vae.use_tiling = settings["tiling"]
         video, _ = self._appearance([images], [condition], wanted.views)
         with self.visiting(self.vggt):
             layers = self.vggt.encode(clip.to(self.vggt.dtype))

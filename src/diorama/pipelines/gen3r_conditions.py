@@ -4,6 +4,7 @@ Clips have 4k + 1 frames. Everything of one number a frame is packed like the vi
 four times, then four frames make one latent frame (Gen3R, arXiv 2601.04090).
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+OPTIONS = ("negative_prompt", "scale", "points", "cameras", "tiling", "step_cache")
 PACK = 4  # frames a latent frame
+CHOICES = {"points": ("depth", "head"), "cameras": ("wanted", "predicted")}
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -24,6 +27,38 @@ class Known(NamedTuple):
     control: Float[Tensor, "batch camera frame pixels_high pixels_wide"]  # zeros where cameras are free
     text: Float[Tensor, "batch token text_dim"]
     image: Float[Tensor, "batch patch image_dim"]
+
+
+def options(
+    *,
+    title: str,
+    negative_prompt: str,
+    scale: float | None = None,
+    points: str = "depth",
+    cameras: str = "wanted",
+    tiling: bool = False,
+    step_cache: float = 0.0,
+    **unknown: Any,
+) -> dict[str, Any]:
+    """Gen3R's own settings, complete and checked; ValueError, in one line, for what is none.
+
+    `scale`: what translations are multiplied with before the model sees them (1 = as published); by default they are
+    brought to the scene's scale, which VGGT tells from the known views. `points`: by the depth head or the point head.
+    `cameras`: points and views at the cameras that were wanted, or at those that the model predicts. `tiling`: the
+    video VAE works on overlapping tiles, which needs less memory and may leave seams. `step_cache`: where the
+    denoiser's first block changes by less than this share since the step before, the others' answer is kept
+    (0 = never; 0.05 is careful).
+    """
+    if unknown:
+        raise ValueError(f"{title} knows no {', '.join(unknown)}: accepted are {', '.join(OPTIONS)}")
+    for name, value in (("points", points), ("cameras", cameras)):
+        if value not in CHOICES[name]:
+            raise ValueError(f"{name} {value!r}: accepted are {', '.join(CHOICES[name])}")
+    if scale is not None and not 0 < scale < math.inf:
+        raise ValueError(f"scale {scale}: accepted is more than 0")
+    if not 0 <= step_cache < 1:
+        raise ValueError(f"step_cache {step_cache}: accepted is 0 up to, not including, 1")
+    return dict(zip(OPTIONS, (negative_prompt, scale, points, cameras, tiling, step_cache), strict=True))
 
 
 def clip_frames(views: int) -> list[int]:
