@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from diorama.data.scenes import joined
 from diorama.geometry.cameras import Cameras
 
 GEN3R_SIZE = 560  # Gen3R's intrinsics are for its 560x560 crop; its files do not say so
+MAX_JSON = 2**26  # bytes; 50,000 frames, read into twenty times the memory
 CAMERA_FILES = ("scene.json", "transforms.json", "cameras.json", "camera_path.json")
 
 _OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
@@ -62,6 +64,9 @@ def widened(cameras: Cameras, height: int, width: int) -> Cameras:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ValueError of one line for anything else."""
+    size = path.stat().st_size
+    if size > MAX_JSON:
+        raise ValueError(f"{path}: found {size} bytes; accepted is a JSON file of at most {MAX_JSON}")
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -77,6 +82,17 @@ def nerfstudio_cameras(document: dict[str, Any], height: int | None = None, widt
     `height` and `width` are the images' where the document does not state them. The map in `applied_transform` is
     undone, which leads back to the world that the poses were estimated in.
     """
+    each = nerfstudio_each(document, height, width)
+    sizes = {(camera.height, camera.width) for camera in each}
+    if len(sizes) > 1:
+        if height is None or width is None:
+            raise ValueError(f"frames of different sizes {sorted(sizes)[:3]}; give one height and width for all")
+        each = [camera.resized(height, width) for camera in each]
+    return joined(each)
+
+
+def nerfstudio_each(document: dict[str, Any], height: int | None = None, width: int | None = None) -> list[Cameras]:
+    """One camera (float64) for each frame of a transforms.json, each for its own image size."""
     frames = _items(document, "frames")
     axes = str(document.get("axes", document.get("camera_convention", "opengl"))).lower()
     if axes not in ("opengl", "opencv"):
@@ -85,20 +101,13 @@ def nerfstudio_cameras(document: dict[str, Any], height: int | None = None, widt
     undo = np.eye(4)
     if "applied_transform" in document:
         undo = np.linalg.inv(_pose(document["applied_transform"], "applied_transform"))
-    poses, matrices, sizes = [], [], []
+    cameras = []
     for number, frame in enumerate(frames):
         where = f"frame {number}"
-        poses.append(undo @ _pose(frame.get("transform_matrix"), f"{where}: transform_matrix") @ flip)
+        pose = undo @ _pose(frame.get("transform_matrix"), f"{where}: transform_matrix") @ flip
         matrix, size = _nerfstudio_intrinsics({**document, **frame}, where, height, width)
-        matrices.append(matrix)
-        sizes.append(size)
-    if any(size != sizes[0] for size in sizes):
-        if height is None or width is None:
-            raise ValueError(f"frames of different sizes {sorted(set(sizes))[:3]}; give one height and width for all")
-        scaling = [np.array([[width / w], [height / h], [1]]) for h, w in sizes]
-        matrices = [matrix * scale for matrix, scale in zip(matrices, scaling, strict=True)]
-        sizes[0] = (height, width)
-    return _cameras(poses, matrices, *sizes[0])
+        cameras.append(_cameras([pose], [matrix], *size))
+    return cameras
 
 
 def cameras_from_json(document: dict[str, Any]) -> Cameras:

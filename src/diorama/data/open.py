@@ -1,36 +1,27 @@
 """`diorama.open`: what is there decides what is read."""
 
-import math
-import re
-from pathlib import Path, PurePosixPath
+from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from diorama.data.cameras import CAMERA_FILES, nerfstudio_cameras, read_cameras, read_json, widened
-from diorama.data.images import (
-    MAX_PIXELS,
-    MAX_PIXELS_TOGETHER,
-    PHOTO_SUFFIXES,
-    VIDEO_SUFFIXES,
-    image_size,
-    read_image,
-    read_video,
-)
-from diorama.data.images import (
-    field_of_view as exif_field_of_view,
-)
+from diorama.data.cameras import CAMERA_FILES
+from diorama.data.images import VIDEO_SUFFIXES, read_image, read_video
+from diorama.data.images import field_of_view as exif_field_of_view
+from diorama.data.readers.colmap import find_model, read_colmap
+from diorama.data.readers.gen3r import read_gen3r
+from diorama.data.readers.images import photo_files as photo_files
+from diorama.data.readers.images import read_photos
+from diorama.data.readers.nerfstudio import read_nerfstudio
 from diorama.data.saved import read_folder
+from diorama.data.scenes import CapturedScene
 from diorama.geometry.cameras import Cameras
 from diorama.scene import Scene, Views
 
 DEFAULT_FIELD_OF_VIEW = 60.0  # degrees along the longer side: a phone's main camera spans 60 to 75, a video frame less
 
 _ACCEPTED = (
-    "a photo, a video, a folder of photos, a folder with transforms.json (nerfstudio) or cameras.json (Gen3R), "
-    "or a saved scene"
+    "a photo, a video, a folder of photos, a folder with transforms.json (nerfstudio), cameras.json (Gen3R) or "
+    "sparse/0 (COLMAP), or a saved scene"
 )
 
 
@@ -65,95 +56,38 @@ def open(path: str | Path, *, field_of_view: float | None = None, views: int | N
     return Views(image[None], Cameras.from_fov(degrees, image.shape[-2], image.shape[-1]))
 
 
-def open_capture(folder: str | Path) -> Capture | None:
-    """The photos of a folder with transforms.json or cameras.json; None where it has neither."""
+def open_scene(folder: str | Path) -> CapturedScene | None:
+    """The capture in a folder, decoded when asked, cameras in double precision; None where nothing tells cameras."""
     folder = Path(folder)
     if (folder / "transforms.json").is_file():
-        return _nerfstudio_capture(folder)
+        return read_nerfstudio(folder)
     if (folder / "cameras.json").is_file():
-        return _gen3r_capture(folder)
+        return read_gen3r(folder)
+    if find_model(folder) is not None:
+        return read_colmap(folder)
     return None
+
+
+def open_capture(folder: str | Path) -> Capture | None:
+    """The photos of a folder that tells their cameras, decoded; None for any other."""
+    scene = open_scene(folder)
+    if scene is None:
+        return None
+    views = scene.views()
+    assert views.cameras is not None  # what open_scene returns has cameras
+    views = replace(views, points=None, confidence=None)
+    if scene.path is None:
+        return Capture(views, views.cameras, tuple(range(len(views))))
+    return Capture(views, scene.path.resized(*views.images.shape[-2:]), scene.at)
 
 
 def _open_folder(folder: Path) -> Views | Scene:
     if (folder / "scene.json").is_file():
         return read_folder(folder)
-    capture = open_capture(folder)
-    return Views(_read_together(photo_files(folder))) if capture is None else capture.views
-
-
-def photo_files(folder: Path) -> list[Path]:
-    """The photos in a folder, photo 10 after photo 9; ValueError where there are none."""
-    photos = sorted((file for file in folder.iterdir() if file.suffix.lower() in PHOTO_SUFFIXES), key=_natural)
-    if not photos:
-        names = sorted(file.name for file in folder.iterdir())[:4]
-        raise ValueError(f"{folder}: found a folder of {', '.join(names) or 'nothing'}; accepted is {_ACCEPTED}")
-    return photos
-
-
-def _nerfstudio_capture(folder: Path) -> Capture:
-    """The frames of transforms.json whose image is there; captures often list more than they hold."""
-    path = folder / "transforms.json"
-    document = read_json(path)
-    frames = document.get("frames")
-    if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
-        raise ValueError(f"{path}: found no list of `frames`; accepted is nerfstudio's transforms.json")
-    photos = {index: file for index, frame in enumerate(frames) if (file := _frame_file(path, index, frame))}
-    if not photos:
-        raise ValueError(f"{path}: none of its {len(frames)} frames has an image in this folder")
-    files = list(photos.values())
-    images = _read_together(files, upright=False)  # its cameras are those of the pixels as they lie in the file
-    full = image_size(files[0])
-    try:
-        cameras = nerfstudio_cameras(document, *full).checked()
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    if abs(math.log(cameras.width / cameras.height * full[0] / full[1])) > 0.02:
-        found = f"cameras of {cameras.height}x{cameras.width} for images of {full[0]}x{full[1]}"
-        raise ValueError(f"{path}: {found} ({files[0].name}); accepted is one shape for both")
-    cameras, at = cameras.resized(*images.shape[-2:]).to(torch.float32), tuple(photos)
-    return Capture(Views(images, cameras[at]), cameras, at)
-
-
-def _frame_file(path: Path, index: int, frame: dict[str, object]) -> Path | None:
-    name = frame.get("file_path")
-    if not isinstance(name, str):
-        return None  # a wanted camera without an image, as SEVA writes it
-    parts = PurePosixPath(name.replace("\\", "/"))
-    if parts.is_absolute() or ".." in parts.parts:
-        raise ValueError(f"{path}: frame {index} names {name!r}; accepted are files inside its folder")
-    file = path.parent / parts
-    if not file.suffix:
-        file = file.with_suffix(".png")  # NeRF's Blender scenes leave it out
-    return file if file.is_file() else None
-
-
-def _gen3r_capture(folder: Path) -> Capture:
-    """Cameras of Gen3R's square centre crop, for the whole images; first.png and last.png are the path's two ends."""
-    photos = photo_files(folder)
-    images, cameras = _read_together(photos), read_cameras(folder / "cameras.json")
-    names = [photo.stem for photo in photos]
-    at = tuple(range(cameras.views))
-    if set(names) <= {"first", "last"}:
-        at = tuple(0 if name == "first" else cameras.views - 1 for name in names)
-    if len(at) != len(photos):
-        raise ValueError(f"{folder}: {cameras.views} cameras for {len(photos)} photos; each photo needs its own camera")
-    cameras = widened(cameras, *images.shape[-2:])
-    return Capture(Views(images, cameras[at]), cameras, at)
-
-
-def _read_together(files: list[Path], upright: bool = True) -> Float[Tensor, "view 3 height width"]:
-    each = min(MAX_PIXELS, MAX_PIXELS_TOGETHER // len(files))
-    images = [read_image(file, max_pixels=each, upright=upright) for file in files]
-    for file, image in zip(files, images, strict=True):
-        if image.shape != images[0].shape:
-            sizes = ["x".join(map(str, other.shape[-2:])) for other in (image, images[0])]
-            raise ValueError(
-                f"{file}: {sizes[0]} pixels but {files[0].name} has {sizes[1]}; accepted is one size for all"
-            )
-    return torch.stack(images)
-
-
-def _natural(path: Path) -> list[str | int]:
-    """Orders photo 10 after photo 9."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+    scene = open_scene(folder)
+    if scene is None:
+        try:
+            scene = read_photos(folder)
+        except ValueError as error:
+            raise ValueError(f"{str(error).partition(';')[0]}; accepted is {_ACCEPTED}") from error
+    return scene.views()

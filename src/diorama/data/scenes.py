@@ -1,7 +1,7 @@
 """What readers give: one captured scene, its frames decoded when asked, and the sources that hold many."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
@@ -40,6 +40,7 @@ class CapturedScene:
     missing: int = 0  # frames that the capture lists without their photo
     path: Cameras | None = None  # all cameras of the capture's file, where it tells more than there are photos
     at: tuple[int, ...] = ()  # which of `path` took the photos
+    splits: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # which frames the capture keeps for what
 
     def __post_init__(self) -> None:
         if not self.frames:
@@ -62,7 +63,7 @@ class CapturedScene:
         if len(sizes) > 1:
             found = ", ".join(f"{height}x{width}" for height, width in sizes[:3])
             raise ValueError(f"{self.name}: cameras for images of {found}; accepted is one size, or views of one")
-        return _joined(cameras)
+        return joined(cameras)
 
     def views(self, at: Sequence[int] | None = None, height: int | None = None, width: int | None = None) -> Views:
         """Some of the frames decoded, all by default, with cameras and, where there is depth, points (both float64).
@@ -88,7 +89,7 @@ class CapturedScene:
         whole = len(views)
         return Views(
             torch.cat([view.images for view in views]),
-            _joined(cameras) if cameras else None,
+            joined(cameras) if cameras else None,
             torch.cat(points) if len(points) == whole else None,
             torch.cat(confidence) if len(confidence) == whole else None,
         )
@@ -104,7 +105,8 @@ class SceneSource(Protocol):
     def __getitem__(self, index: int) -> CapturedScene: ...
 
 
-def _joined(cameras: Sequence[Cameras]) -> Cameras:
+def joined(cameras: Sequence[Cameras]) -> Cameras:
+    """Cameras of one image size, one after the other."""
     poses = torch.cat([camera.camera_to_world for camera in cameras])
     matrices = torch.cat([camera.intrinsics for camera in cameras])
     return Cameras(poses, matrices, cameras[0].height, cameras[0].width)
@@ -136,7 +138,7 @@ def _at_size(frame: Frame, height: int, width: int) -> Cameras | None:
     # A side of odd length rounds when it is halved, so that shapes agree to about a pixel, or two per hundred.
     off = abs(camera.width * height - camera.height * width) / max(camera.width * height, camera.height * width)
     if off > 0.02:
-        found = f"a camera for {camera.height}x{camera.width} but an image of {height}x{width}"
+        found = f"a camera of {camera.height}x{camera.width} for images of {height}x{width}"
         raise ValueError(f"{frame.name}: {found} pixels; accepted is one shape for both")
     return camera.resized(height, width)
 
