@@ -1,0 +1,75 @@
+"""Every shipped profile against a scene written in its data set's true layout and encoding."""
+
+import numpy as np
+import pytest
+
+from diorama.data.readers.frames import FramesSource, find_profile, read_frames
+from diorama.data.readers.profiles import load_profile, profiles
+
+from . import encodings as e
+from .layouts import LAYOUTS, wildrgbd
+
+STEP = 0.0101  # scene units; the coarsest code here is of centimetres
+OWN_INTRINSICS = {  # of data sets whose cameras are not free to choose, in pixels of the small photos
+    "tartanair": np.array([[8.0, 0, 8], [0, 8, 6], [0, 0, 1]]),
+    "tanks_and_temples": np.array([[9.6, 0, 8], [0, 9.6, 6], [0, 0, 1]]),
+    "cut3r_mvimgnet": np.array([[14.25, 0, 8.25], [0, 14.25, 6.5], [0, 0, 1]]),
+}
+WITH_SKY = {"cut3r_dl3dv", "cut3r_tartanair", "cut3r_vkitti2", "mvs_synth", "tartanair", "vkitti2"}
+
+
+def test_every_profile_has_its_layout_here():
+    assert set(LAYOUTS) == set(profiles())
+
+
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
+def test_a_scene_comes_back_as_it_was_written(name, tmp_path):
+    scene = read_frames(LAYOUTS[name](tmp_path), load_profile(name))
+    frames = scene.frames[: e.FRAMES]
+    assert len(scene) == (2 * e.FRAMES if name == "vkitti2" else e.FRAMES)
+    assert scene.missing == (1 if name == "scannet" else 0)
+    for n, (frame, pose) in enumerate(zip(frames, e.poses(), strict=True)):
+        np.testing.assert_allclose(frame.camera.camera_to_world[0], pose, atol=2e-6)
+        camera = frame.camera.resized(e.HEIGHT, e.WIDTH)
+        np.testing.assert_allclose(camera.intrinsics[0], OWN_INTRINSICS.get(name, e.INTRINSICS), atol=1e-6)
+        image = frame.image(10**6)
+        assert image.shape == (3, e.HEIGHT, e.WIDTH) and abs(float(image[0].mean()) - (40 * n + 20) / 255) < 0.02
+        if frame.depth is not None:
+            check_depth(frame.depth().numpy(), n, name)
+    assert (frames[0].depth is None) == (load_profile(name).depth is None)
+
+
+def check_depth(found: np.ndarray, number: int, name: str) -> None:
+    expected = e.depth(number)
+    assert found[e.INVALID] == 0
+    assert (found[e.SKY] == np.inf) == (name in WITH_SKY)
+    plain = found > 0
+    plain[e.SKY] = False
+    if load_profile(name).depth.percentile < 100:
+        assert (found[-1, -3:] == 0).all()  # the farthest two per hundred
+    assert plain.mean() > 0.95
+    assert np.abs(found - expected)[plain].max() < STEP / 2
+
+
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
+def test_a_layout_is_recognised_by_looking(name, tmp_path):
+    assert find_profile(LAYOUTS[name](tmp_path)).name == name
+
+
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
+def test_a_data_set_lists_its_scenes(name, tmp_path):
+    folder = LAYOUTS[name](tmp_path)
+    source = FramesSource(tmp_path, load_profile(name))
+    names = [source[index].name for index in range(len(source))]
+    place = folder.relative_to(tmp_path).as_posix()
+    expected = {"vkitti2": [f"{place}/0", f"{place}/1"], "cut3r_waymo": [f"{place}/1"]}
+    assert names == expected.get(name, [place])
+    assert all(len(source[index]) == e.FRAMES for index in range(len(source)))
+
+
+def test_a_scene_that_its_data_set_disowns_is_left_out(tmp_path):
+    for number in ("scene_257", "scene_258"):
+        (tmp_path / "box/scenes").mkdir(parents=True, exist_ok=True)
+        wildrgbd(tmp_path).rename(tmp_path / "box/scenes" / number)
+    source = FramesSource(tmp_path, load_profile("wildrgbd"))
+    assert [source[index].name for index in range(len(source))] == ["box/scenes/scene_258"]
