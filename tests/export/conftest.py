@@ -33,3 +33,37 @@ def scene() -> Scene:
         cameras.normalized()[1],
         Provenance("tiny", "Apache-2.0", 7, {"steps": 4, "guidance": 1.5}, {"diorama": "0.1.0"}),
     )
+
+
+FRONT, BACK, HALF = 2.0, 4.0, 0.4  # a square card before a wall, both facing the cameras
+
+
+def colour_at(points: torch.Tensor) -> torch.Tensor:
+    """The colour of each place of the stage, the same from everywhere."""
+    waves = torch.stack([points[..., 0] * 1.1, points[..., 1] * 1.3, points[..., 2] * 0.7 + points[..., 0] * 0.5], -1)
+    return 0.5 + 0.4 * waves.sin()
+
+
+def on_surface(points: torch.Tensor) -> torch.Tensor:
+    """How far points are from the card or the wall, whichever they belong to."""
+    card = (points[..., 2] - FRONT).abs() + (points[..., :2].abs() - HALF).clamp(min=0).amax(-1)
+    return torch.minimum(card, (points[..., 2] - BACK).abs())
+
+
+@pytest.fixture
+def stage() -> Scene:
+    """Four views of a card before a wall, with exact depth, from cameras beside each other."""
+    poses = torch.eye(4).repeat(4, 1, 1)
+    for view in range(4):
+        angle = 0.03 * (view - 1.5)
+        poses[view, :3, :3] = torch.tensor(
+            [[math.cos(angle), 0, math.sin(angle)], [0, 1, 0], [-math.sin(angle), 0, math.cos(angle)]]
+        )
+        poses[view, :3, 3] = torch.tensor([0.12 * (view - 1.5), 0.04 * view, 0.02 * view])
+    cameras = Cameras.from_fov(60.0, 48, 64, poses)
+    rays, origins = cameras.directions(), cameras.centers[:, None, None]
+    card = origins + rays * ((FRONT - origins[..., 2:]) / rays[..., 2:])
+    wall = origins + rays * ((BACK - origins[..., 2:]) / rays[..., 2:])
+    points = torch.where((card[..., :2].abs() <= HALF).all(-1, keepdim=True), card, wall)
+    views = Views(colour_at(points).movedim(-1, 1), cameras, points, torch.ones(4, 48, 64))
+    return Scene(views, Condition(prompt="a card </script><b>"), provenance=Provenance("analytic", "CC0-1.0", 1))

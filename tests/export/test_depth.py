@@ -1,12 +1,16 @@
 """Depth in codes and colours."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from diorama.export.depth import coloured_depth, depth_codes, depth_unit, preview
+from diorama.export.depth import coloured_depth, depth_codes, depth_unit, preview, write_depth
+from diorama.export.world import World
 from diorama.geometry.similarity import Similarity
 from diorama.scene import Scene, Views
 
@@ -68,3 +72,23 @@ def test_preview_shows_the_first_and_the_last_view(scene: Scene) -> None:
         or np.abs(sheet[6:134, 6:198].astype(int) - alone[6:134, 6:198]).max() <= 1
     )
     assert np.abs(sheet[6:134, -198:-6].astype(int) - alone[6:134, -198:-6]).max() <= 1
+
+
+def test_files_give_the_depth_back_and_say_in_what(scene: Scene, tmp_path: Path) -> None:
+    write_depth(scene.views, tmp_path / "depth", world=World("metre", 2.0, "z"))
+    about = json.loads((tmp_path / "depth/depth.json").read_text())
+    assert about == {"depth": "z", "unit_per_code": 0.001, "unit": "metre", "scale": 2.0, "up": "z"}
+    assert scene.views.depth is not None and scene.views.mask is not None
+    for number, (depth, valid) in enumerate(zip(scene.views.depth.numpy(), scene.views.mask.numpy(), strict=True)):
+        with Image.open(tmp_path / f"depth/{number:05d}.png") as image:
+            assert image.mode == "I;16"
+            assert image.info["unit"] == "metre"
+            codes = np.asarray(image) * float(image.info["unit_per_code"])
+        assert np.abs(codes - depth)[valid].max() <= 0.00051
+        assert (codes[~valid] == 0).all()
+        array = np.load(tmp_path / f"depth/{number:05d}.npy")
+        assert array.dtype == np.float32
+        assert np.array_equal(array[valid], depth[valid])
+        assert np.isnan(array[~valid]).all()
+    with pytest.raises(ValueError, match="have no depth"):
+        write_depth(Views(scene.views.images), tmp_path / "other")

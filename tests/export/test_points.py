@@ -1,5 +1,6 @@
 """Point files read back by trimesh."""
 
+import json
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import trimesh
 
 from diorama.export.glb import write_glb
 from diorama.export.ply import coloured_points, write_ply
+from diorama.export.world import World
 from diorama.scene import Scene, Views
 
 
@@ -49,6 +51,36 @@ def test_glb_is_exact_with_y_up_and_linear_colours(scene: Scene, tmp_path: Path)
     assert np.abs(found.colors[:, :3] / 255 - linear).max() <= 0.5 / 255 + 1e-6  # trimesh keeps 8 of the file's bits
     (size,) = struct.unpack("<I", (tmp_path / "a.glb").read_bytes()[8:12])
     assert size == (tmp_path / "a.glb").stat().st_size
+
+
+def test_one_point_for_each_cube(scene: Scene, tmp_path: Path) -> None:
+    points, colours = expected(scene.views)
+    write_ply(scene.views, tmp_path / "a.ply", voxel=0.4)
+    write_glb(scene.views, tmp_path / "a.glb", voxel=0.4)
+    cubes, which, counts = np.unique(np.floor(points / 0.4), axis=0, return_inverse=True, return_counts=True)
+    means = [np.bincount(which.ravel(), values) / counts for values in (*points.T, *colours.T)]
+    found = cloud(tmp_path / "a.ply")
+    assert len(found.vertices) == len(cubes) < len(points)
+    order = np.lexsort(np.floor(found.vertices / 0.4).T[::-1])
+    assert np.allclose(found.vertices[order], np.stack(means[:3], 1), atol=1e-5)
+    assert np.abs(found.colors[order, :3] - np.stack(means[3:], 1)).max() <= 0.5 + 1e-3
+    assert len(cloud(tmp_path / "a.glb").vertices) == len(cubes)
+
+
+def test_files_say_what_their_numbers_mean(scene: Scene, tmp_path: Path) -> None:
+    world = World("metre", 2.0, "z")
+    write_ply(scene.views, tmp_path / "a.ply", world=world)
+    header = (tmp_path / "a.ply").read_bytes().split(b"end_header")[0].decode("ascii").split("\n")
+    assert header[2:5] == ["comment unit metre", "comment scale 2.0", "comment up z"]
+    write_glb(scene.views, tmp_path / "a.glb", world=world)
+    (length,) = struct.unpack("<I", (tmp_path / "a.glb").read_bytes()[12:16])
+    document = json.loads((tmp_path / "a.glb").read_bytes()[20 : 20 + length])
+    assert document["scenes"][0]["extras"] == {"unit": "metre", "scale": 2.0, "up": "y"}
+    points = expected(scene.views)[0]
+    # z up to y up turns about x, the other way than OpenCV's y down
+    assert np.allclose(cloud(tmp_path / "a.glb").vertices, points[:, [0, 2, 1]] * [1, 1, -1], atol=1e-6)
+    write_ply(scene.views, tmp_path / "b.ply", world=World("пядь", 1.0, "-y"))
+    assert len(cloud(tmp_path / "b.ply").vertices) == len(points)
 
 
 def test_points_without_value_are_left_out(scene: Scene) -> None:

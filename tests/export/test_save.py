@@ -21,7 +21,7 @@ from diorama.export.save import check_target, save
 from diorama.geometry.cameras import Cameras
 from diorama.scene import Condition, Scene, Views
 
-NAMES = ["room", "room.ply", "room.glb", "room.mp4", "room.PLY"]
+NAMES = ["room", "room.ply", "room.glb", "room.mp4", "room.html", "room.splat.ply", "room.PLY"]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -160,7 +160,7 @@ def test_a_file_as_parent(scene: Scene, tmp_path: Path) -> None:
 
 def test_unknown_suffixes_are_refused_before_any_work(scene: Scene, tmp_path: Path) -> None:
     for name in ("room.obj", "room.v2", "room.ply.gz"):
-        with pytest.raises(ValueError, match=r"accepted are .ply, .glb, .mp4, or none for a folder"):
+        with pytest.raises(ValueError, match=r"accepted are .ply, .glb, .splat.ply, .mp4, .html, or none for a folder"):
             check_target(tmp_path / name)
         with pytest.raises(ValueError, match="found the suffix"):
             save(scene, tmp_path / name)

@@ -46,3 +46,20 @@ def test_pixels_are_repeated_and_colours_kept(tmp_path: Path) -> None:
 def test_one_frame_is_a_video(tmp_path: Path) -> None:
     write_video(torch.rand(1, 3, 256, 256), tmp_path / "a.mp4")
     assert len(frames(tmp_path / "a.mp4")[0]) == 1
+
+
+@pytest.mark.parametrize(("codec", "name"), [("h265", "hevc"), ("av1", "libdav1d")])
+def test_other_codecs(tmp_path: Path, codec: str, name: str) -> None:
+    images = torch.linspace(0, 1, 256).expand(2, 3, 256, 256)
+    write_video(images, tmp_path / "a.mp4", fps=23.976, codec=codec)
+    found, stream = frames(tmp_path / "a.mp4")
+    assert name in (stream.codec_context.name, stream.codec_context.codec.name)
+    assert float(stream.average_rate) == pytest.approx(23.976, abs=1e-3)
+    assert np.abs(found[0, :, :, 0] / 255 - images[0, 0].numpy()).mean() < 0.02
+
+
+def test_what_it_refuses(tmp_path: Path) -> None:
+    for choices, message in (({"codec": "vp9"}, "accepted are h264, h265, av1"), ({"fps": 0}, "frames per second")):
+        with pytest.raises(ValueError, match=message):
+            write_video(torch.rand(1, 3, 256, 256), tmp_path / "a.mp4", **choices)
+    assert list(tmp_path.iterdir()) == []

@@ -34,6 +34,7 @@ VERBS = {
     "generate": "make a scene from photos, a camera path and a prompt",
     "reconstruct": "make a scene from many photos, without diffusion",
     "render": "show a saved scene from other cameras, without sampling again",
+    "export": "write a saved scene for other programs: points, mesh, COLMAP, splats, video, a web page",
     "train": "train the models",
     "evaluate": "score a method on a benchmark, ours or another's, against published protocols",
     "download": "fetch published weights, once their size and licence have been seen",

@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+MARKS = ("scene.json", "diorama.json")  # a folder with one of these was written by us, and may be replaced
+
 
 @contextmanager
 def replacement(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A path beside `path` to write a file or folder at; it takes the place of `path` once the block is left well.
 
     Whatever ends the block early leaves `path` as it was and nothing beside it. An existing `path` raises
-    FileExistsError unless `overwrite`; a folder is only ever replaced if it is a saved scene.
+    FileExistsError unless `overwrite`; a folder is only ever replaced if it is a saved scene or an export of one.
     """
     path = Path(path)
     check_free(path, overwrite=overwrite)
@@ -39,7 +41,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise FileExistsError(f"{path}: exists already; choose another name or allow it to be overwritten")
-    if path.is_dir() and not (path / "scene.json").is_file():
+    if path.is_dir() and not any((path / mark).is_file() for mark in MARKS):
         raise FileExistsError(f"{path}: a folder that is no saved scene, so it is not overwritten; choose another name")
 
 

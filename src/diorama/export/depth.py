@@ -1,14 +1,20 @@
 """Depth for programs (16-bit codes) and for people (colours)."""
 
 import io
+import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8, UInt16
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from diorama.export.atomic import replacement
 from diorama.export.ply import bytes_of
+from diorama.export.world import World, world_of
 from diorama.scene import Views
 
 MILLIMETRE = 0.001  # nerfstudio's unit of a depth code; kept where it neither overflows nor is too coarse
@@ -47,6 +53,24 @@ def depth_codes(views: Views, unit: float) -> UInt16[np.ndarray, "view height wi
     return np.where(valid, codes.clip(1, CODES), 0).astype(np.uint16)
 
 
+def write_depth(views: Views, path: str | Path, *, world: World | None = None, overwrite: bool = False) -> None:
+    """Write z-depth as a folder: 00000.png (16-bit codes, 0 = none), 00000.npy (float32, NaN = none), depth.json.
+
+    depth.json and each PNG's text say how many units one code is. ValueError for views without depth.
+    """
+    depth, valid = (values.detach().cpu().numpy() for values in valid_depth(views))
+    unit = depth_unit(views)
+    about = {"depth": "z", "unit_per_code": unit, **(world or world_of(views)).record()}
+    with replacement(path, overwrite=overwrite) as folder:
+        folder.mkdir()
+        for number, codes in enumerate(depth_codes(views, unit)):
+            (folder / f"{number:05d}.png").write_bytes(png(codes, about))
+            buffer = io.BytesIO()
+            np.save(buffer, np.where(valid[number], depth[number], np.nan).astype(np.float32), allow_pickle=False)
+            (folder / f"{number:05d}.npy").write_bytes(buffer.getvalue())
+        (folder / "depth.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
 def coloured_depth(
     depth: Float[Tensor, "view height width"], valid: Bool[Tensor, "view height width"]
 ) -> Float[Tensor, "view 3 height width"]:
@@ -78,8 +102,10 @@ def preview(views: Views, *, columns: int = 8, side: int = 192, gap: int = 6) ->
     return bytes_of(sheet).movedim(0, -1).contiguous().numpy()
 
 
-def png(pixels: np.ndarray) -> bytes:
-    """PNG file of 8-bit RGB "height width 3" or 16-bit grey "height width"."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=4)
+def png(pixels: np.ndarray, about: dict[str, Any] | None = None) -> bytes:
+    """PNG file of 8-bit RGB "height width 3" or 16-bit grey "height width", with text entries about it."""
+    buffer, text = io.BytesIO(), PngInfo()
+    for name, value in (about or {}).items():
+        text.add_itxt(name, str(value))
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=4, pnginfo=text)
     return buffer.getvalue()

@@ -5,32 +5,38 @@ from pathlib import Path
 from diorama.export.atomic import check_free
 from diorama.export.folder import write_folder
 from diorama.export.glb import write_glb
+from diorama.export.page import write_page
 from diorama.export.ply import write_ply
+from diorama.export.splat import write_splats
 from diorama.export.video import write_video
 from diorama.scene import Scene, Views
 
-SUFFIXES = ("", ".ply", ".glb", ".mp4")
+SUFFIXES = ("", ".ply", ".glb", ".mp4", ".html")
+SPLAT = ".splat.ply"  # before .ply: a cloud and splats share the last suffix
 MIN_SIDE = 8  # pixels; smaller images could be written but not opened again
 
 
 def save(scene: Scene, path: str | Path, *, overwrite: bool = False) -> Path:
-    """Write a scene to a folder (no suffix), or its points to .ply or .glb, or its images to .mp4; gives the path.
+    """Write a scene to a folder (no suffix), or what the suffix says; gives the path.
 
+    .ply and .glb hold the points, .splat.ply Gaussians, .mp4 the images, .html a page to look at both in a browser.
     An existing path raises FileExistsError unless `overwrite`, and a folder is only replaced if it is a saved scene.
     A failed or interrupted run leaves what was there and nothing half-written.
     """
     path = Path(path)
     check_target(path, overwrite=overwrite)
-    _check("the scene", scene.views)
-    if scene.condition.views is not None:
-        _check("the scene's condition", scene.condition.views)
+    check_scene(scene)
     match path.suffix.lower():
+        case ".ply" if path.name.lower().endswith(SPLAT):
+            write_splats(scene.views, path, overwrite=overwrite)
         case ".ply":
             write_ply(scene.views, path, overwrite=overwrite)
         case ".glb":
             write_glb(scene.views, path, overwrite=overwrite)
         case ".mp4":
             write_video(scene.views.images, path, overwrite=overwrite)
+        case ".html":
+            write_page(scene, path, overwrite=overwrite)
         case _:
             write_folder(scene, path, overwrite=overwrite)
     return path
@@ -40,8 +46,16 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> None:
     """ValueError or FileExistsError where `save` could not write to `path`; worth asking before any heavy work."""
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{path}: found the suffix {path.suffix}; accepted are .ply, .glb, .mp4, or none for a folder")
+        accepted = ", ".join((*SUFFIXES[1:3], SPLAT, *SUFFIXES[3:]))
+        raise ValueError(f"{path}: found the suffix {path.suffix}; accepted are {accepted}, or none for a folder")
     check_free(path, overwrite=overwrite)
+
+
+def check_scene(scene: Scene) -> None:
+    """ValueError for a scene that could not be read back."""
+    _check("the scene", scene.views)
+    if scene.condition.views is not None:
+        _check("the scene's condition", scene.condition.views)
 
 
 def _check(what: str, views: Views) -> None:
