@@ -1,11 +1,14 @@
-"""`diorama data worlds`: a cache for training."""
+"""`diorama data`: a cache for training, and what a capture is."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from diorama.cli import data
 from diorama.data.cache import WorldsCache
@@ -86,3 +89,63 @@ def test_actions(command: Command) -> None:
     for words in (("data",), ("data", "--help")):
         assert "worlds" in command(*words).out
     assert command.refused("data", "world") == "unknown action 'world': did you mean 'worlds'?"
+
+
+def capture(folder: Path, axes: str | None = None) -> Path:
+    """Three views of a cube's corner, with depth, in nerfstudio's layout; `axes` are declared, OpenGL's are written."""
+    (folder / "depth").mkdir(parents=True)
+    frames = []
+    for number in range(3):
+        pose = np.diag([1.0, -1, -1, 1])
+        pose[:3, 3] = 0.2 * number, 0.1 * number, 0.05 * number
+        columns, rows = np.meshgrid((np.arange(64) - 31.5) / 50, (np.arange(48) - 23.5) / 50)
+        # Two planes, z = 3 and x = 0.5, as a camera that looks along z sees them from its place.
+        with np.errstate(divide="ignore"):
+            side = (0.5 - pose[0, 3]) / columns
+        depth = np.minimum(3 - pose[2, 3], np.where(side > 0, side, np.inf))
+        Image.fromarray(np.rint(depth * 1000).astype(np.uint16)).save(folder / f"depth/{number}.png")
+        shade = np.uint8(40 * np.sin(3 * (columns * depth + pose[0, 3])) + 40 * np.sin(4 * rows * depth) + 120)
+        Image.fromarray(shade).save(folder / f"{number}.png")
+        frame = {"file_path": f"{number}.png", "depth_file_path": f"depth/{number}.png"}
+        frames.append(frame | {"transform_matrix": (pose @ np.eye(4)).tolist()})
+    document = {"fl_x": 50, "cx": 32, "cy": 24, "w": 64, "h": 48, "frames": frames}
+    (folder / "transforms.json").write_text(json.dumps(document | ({} if axes is None else {"axes": axes})))
+    return folder
+
+
+def test_check_says_what_is_there_and_whether_it_fits(command: Command) -> None:
+    capture(Path("room"))
+    result = command("data", "check", "room", "--sheet", "room.png")
+    assert result.code == 0, result.err
+    lines = result.out.splitlines()
+    assert lines[0] == "room: nerfstudio's transforms.json, 3 photos; the first has 48x64 pixels"
+    assert lines[1].startswith(
+        "cameras  camera_to_world opengl; 65.2 degrees wide; from the first to the farthest 0.45"
+    )
+    assert lines[2].startswith("depth    3 of 3 photos; the first's ")
+    assert re.fullmatch(
+        r"check    error 0\.\d\d% of the depth, median of \d+ pixels in 2 pairs: the cameras fit", lines[3]
+    )
+    assert lines[4] == "sheet    room.png"
+    with Image.open("room.png") as sheet:
+        assert sheet.size[0] > 500
+    assert "exists already" in command.refused("data", "check", "room", "--sheet", "room.png")
+
+
+def test_check_names_the_convention_that_fits(command: Command) -> None:
+    capture(Path("room"), "opencv")
+    result = command("data", "check", "room")
+    assert result.code == 1
+    assert re.search(r"error \d+\.\d\d% of the depth, .*do not fit; as camera_to_world opengl they would", result.out)
+
+
+def test_check_of_photos_alone_and_of_what_is_nothing(command: Command) -> None:
+    Path("photos").mkdir()
+    Image.new("RGB", (64, 48)).save("photos/a.png")
+    result = command("data", "check", "photos")
+    assert (result.code, result.out.splitlines()[1]) == (0, "cameras  none")
+    assert "nothing to test" in result.out
+    assert "no such file or folder" in command.refused("data", "check", "nowhere")
+    assert "--pairs 0" in command.refused("data", "check", "photos", "--pairs", 0)
+    assert "accepted is a .png" in command.refused("data", "check", "photos", "--sheet", "a.jpg")
+    assert "no such profile" in command.refused("data", "check", "photos", "--profile", "nothing")

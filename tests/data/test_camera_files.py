@@ -51,7 +51,7 @@ def written(folder: Path, document: object, name: str = "transforms.json") -> Pa
 
 
 def close(found: torch.Tensor, expected: np.ndarray) -> bool:
-    return found.dtype == torch.float32 and np.allclose(found.numpy(), expected, atol=1e-6)
+    return found.dtype == torch.float64 and np.allclose(found.numpy(), expected, rtol=0, atol=1e-12)
 
 
 def test_nerfstudio_with_intrinsics_for_all(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_nerfstudio_angle_and_size_from_elsewhere(tmp_path: Path) -> None:
     document = {"camera_angle_x": math.radians(90), "frames": nerfstudio(poses())["frames"]}
     path = written(tmp_path, document)
     cameras = read_cameras(path, 48, 64)
-    assert torch.allclose(cameras.fov, torch.tensor(90.0))
+    assert torch.allclose(cameras.fov, torch.tensor(90.0, dtype=torch.float64))
     assert cameras.intrinsics[0, :2, 2].tolist() == [32, 24]
     with pytest.raises(ValueError, match="no image size"):
         read_cameras(path)

@@ -49,7 +49,7 @@ def test_a_request_is_a_nerfstudio_dataset_of_which_only_the_known_images_are_th
     found = open_capture(tmp_path / "a")
     assert found.at == (0, 2)
     assert found.cameras.views == 4
-    torch.testing.assert_close(found.cameras.camera_to_world, views.cameras.camera_to_world, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.cameras.camera_to_world.float(), views.cameras.camera_to_world, atol=1e-5, rtol=0)
     torch.testing.assert_close(found.views.images, views.images[[0, 2]], atol=0.5 / 255 + 1e-6, rtol=0)
     request = json.loads((tmp_path / "a/request.json").read_text())
     assert (request["views"], request["height"], request["width"], request["seed"]) == (4, 16, 24, 7)

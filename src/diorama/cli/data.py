@@ -6,15 +6,22 @@ import shutil
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from diorama.cli.progress import Progress
 from diorama.cli.requests import CONFIG, check
 
-ACTIONS = {"worlds": "render procedural worlds once, with exact depth and cameras, for training to read"}
+if TYPE_CHECKING:
+    from diorama.data.check import Verdict
+    from diorama.data.scenes import CapturedScene
+
+ACTIONS = {
+    "worlds": "render procedural worlds once, with exact depth and cameras, for training to read",
+    "check": "say what a folder of photos holds, and whether its cameras fit its pixels",
+}
 BYTES = 5  # per pixel: three of colour, two of depth
 
 
@@ -40,6 +47,24 @@ class WorldsArguments:
     """Processes that render."""
 
 
+@dataclass(frozen=True)
+class CheckArguments:
+    """Which capture, and how closely it is looked at."""
+
+    path: Positional[Path]
+    """Folder of a capture: transforms.json, cameras.json, a COLMAP model, or a data set's layout."""
+    profile: Annotated[str | None, arg(metavar="NAME|FILE.toml", help_behavior_hint="(default: the one that fits)")] = (
+        None
+    )
+    """Layout of the folder, where several fit or none does."""
+    pairs: int = 8
+    """Pairs of photos that are compared."""
+    sheet: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="")] = None
+    """Write photos and cameras as one picture."""
+    overwrite: bool = False
+    """Replace an existing picture."""
+
+
 def run(arguments: list[str]) -> int:
     """Dispatch to an action."""
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -50,7 +75,7 @@ def run(arguments: list[str]) -> int:
         close = get_close_matches(action, ACTIONS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"accepted is {', '.join(ACTIONS)}"
         raise ValueError(f"unknown action {action!r}: {hint}")
-    return _worlds(flags)
+    return {"worlds": _worlds, "check": _check}[action](flags)
 
 
 def _worlds(flags: list[str]) -> int:
@@ -84,6 +109,93 @@ def _worlds(flags: list[str]) -> int:
         )
     print(f"{options.out}: {options.scenes} worlds of {options.views} views, {sum(progress.seconds):.1f} s")
     return 0
+
+
+def _check(flags: list[str]) -> int:
+    options = tyro.cli(
+        CheckArguments,
+        args=flags,
+        prog="diorama data check",
+        description="Say what a capture holds and test its cameras. Exit code 1: they do not fit.",
+        config=CONFIG,
+    )
+    check("--pairs", options.pairs, options.pairs >= 1, "1 or more")
+    if options.sheet is not None:
+        from diorama.export.atomic import check_free
+
+        check("--sheet", options.sheet, options.sheet.suffix.lower() == ".png", "a .png")
+        check_free(options.sheet, overwrite=options.overwrite)
+    from diorama.data.check import check_cameras
+    from diorama.data.open import open_scene
+    from diorama.data.readers.images import read_clip, read_photos
+
+    if not options.path.exists():
+        raise FileNotFoundError(f"{options.path}: no such file or folder; accepted is the folder of a capture")
+    if options.path.is_file():
+        scene = read_clip(options.path)
+    else:
+        scene = open_scene(options.path, options.profile) or read_photos(options.path)
+    print("\n".join(_described(scene)))
+    with Progress("comparing photos") as progress:
+        verdict = check_cameras(scene, options.pairs, progress)
+    print(_said(verdict, scene))
+    if options.sheet is not None:
+        _draw(scene, options.sheet, options.overwrite)
+    return 1 if verdict.fits is False else 0
+
+
+def _described(scene: "CapturedScene") -> list[str]:
+    """What was found, in lines."""
+    import numpy as np
+
+    first = scene.views([0])
+    height, width = first.images.shape[-2:]
+    missing = f", {scene.missing} more without their file" if scene.missing else ""
+    count = f"{len(scene)} photo{'s' if len(scene) > 1 else ''}{missing}"
+    lines = [f"{scene.name}: {scene.layout}, {count}; the first has {height}x{width} pixels"]
+    if first.cameras is None:
+        return [*lines, "cameras  none"]
+    centers = [frame.camera.centers[0] for frame in scene.frames if frame.camera is not None]
+    reach = max(float((center - centers[0]).norm()) for center in centers)
+    unit = "m" if scene.metric else "units"
+    wide = f"{float(first.cameras.fov[0]):.1f} degrees wide"
+    lines.append(f"cameras  {' '.join(scene.convention)}; {wide}; from the first to the farthest {reach:.4g} {unit}")
+    count = sum(frame.depth is not None for frame in scene.frames)
+    if first.depth is None or first.mask is None:
+        return [*lines, f"depth    {count or 'none'}"]
+    valid = first.depth[first.mask].numpy()
+    near, far = np.quantile(valid, (0.05, 0.95)) if len(valid) else (0.0, 0.0)
+    share = len(valid) / (height * width)
+    span = f"the first's {near:.4g} to {far:.4g} {unit} (5 to 95 %), {share:.0%} valid"
+    return [*lines, f"depth    {count} of {len(scene)} photos; {span}"]
+
+
+def _said(verdict: "Verdict", scene: "CapturedScene") -> str:
+    if verdict.fits is None:
+        alone = scene.frames[0].camera is None or len(scene) < 2
+        reason = "no photos with cameras to compare" if alone else "no two photos compared show enough of the same"
+        return f"check    {reason}: nothing to test"
+    deep = verdict.kind == "depth"
+    error, best = (f"{e:.2%} of the depth" if deep else f"{e:.2f} px" for e in (verdict.error, verdict.best_error))
+    what = "pixels" if deep else f"matches at {verdict.size[0]}x{verdict.size[1]}"
+    line = f"check    error {error}, median of {verdict.samples} {what} in {verdict.pairs} pairs: the cameras"
+    if verdict.fits:
+        return f"{line} fit"
+    if verdict.other is None:
+        return f"{line} do not fit, in no convention (best {' '.join(verdict.best)}, {best})"
+    return f"{line} do not fit; as {' '.join(verdict.other)} they would ({best})"
+
+
+def _draw(scene: "CapturedScene", path: Path, overwrite: bool) -> None:
+    from diorama.data.scenes import joined
+    from diorama.export.sheet import contact_sheet, write_sheet
+
+    places = sorted({round(i * (len(scene) - 1) / 17) for i in range(18)})
+    images = [scene.frames[place].image(2**18) for place in places]
+    cameras = [frame.camera for frame in scene.frames if frame.camera is not None]
+    same = [camera.resized(cameras[0].height, cameras[0].width) for camera in cameras]
+    write_sheet(contact_sheet(images, joined(same) if same else None), path, overwrite=overwrite)
+    print(f"sheet    {path}")
 
 
 def _check_place(options: WorldsArguments) -> None:

@@ -22,7 +22,7 @@ class PhotoFlags:
     """What is known. Several photos need cameras, or --poses."""
 
     photos: Annotated[Positional[tuple[Path, ...]], arg(help_behavior_hint="(default: none)")] = ()
-    """Photos, or one folder that holds transforms.json (nerfstudio) or cameras.json (Gen3R) beside its photos."""
+    """Photos, or one folder that tells their cameras: transforms.json, cameras.json, a COLMAP model, a data set's."""
     cameras: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """One camera for each photo: transforms.json, cameras.json, camera_path.json or a saved scene."""
     fov: Annotated[float | None, arg(metavar="DEGREES", help_behavior_hint="(default: from EXIF, else 60)")] = None
@@ -86,7 +86,7 @@ def taken(flags: PhotoFlags, most: int, device: str) -> Taken | None:
         cameras = _fitting(flags.cameras, cameras, len(views), height, width)
         return Taken(replace(views, cameras=cameras), cameras, tuple(range(len(views))))
     if len(views) > 1:
-        accepted = "--cameras FILE with one for each, a folder with transforms.json or cameras.json, or --poses vggt"
+        accepted = "--cameras FILE with one for each, a folder that tells them (docs/data.md), or --poses vggt"
         raise ValueError(f"{names}: {len(views)} photos without cameras; accepted is {accepted}")
     guessed = views.cameras or Cameras.from_fov(degrees(flags.fov), height, width)
     return Taken(replace(views, cameras=None), guessed, (0,))

@@ -31,7 +31,7 @@ def read_cameras(
     *,
     unstated: tuple[int, int] | tuple[None, None] = (None, None),
 ) -> Cameras:
-    """The cameras of a file or of a folder that holds one, in the file's order and world frame.
+    """The cameras (float64) of a file or of a folder that holds one, in the file's order and world frame.
 
     They are scaled to `height` and `width` where these are given; a file that states no size needs them, or takes
     `unstated`. What is not finite, rigid and of positive focal length raises ValueError naming the file and the camera.
@@ -52,7 +52,8 @@ def read_cameras(
         else:
             raise ValueError(f"found the keys {sorted(document)[:8]}; accepted is {_ACCEPTED}")
         found = found if height is None or width is None else found.resized(height, width)
-        return found.checked().to(torch.float32).checked()  # once more: 1e300 is finite until it is float32
+        found.to(torch.float32).checked()  # what models compute in: 1e300 is finite until it is float32
+        return found.checked()
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -94,10 +95,7 @@ def nerfstudio_cameras(document: dict[str, Any], height: int | None = None, widt
 def nerfstudio_each(document: dict[str, Any], height: int | None = None, width: int | None = None) -> list[Cameras]:
     """One camera (float64) for each frame of a transforms.json, each for its own image size."""
     frames = _items(document, "frames")
-    axes = str(document.get("axes", document.get("camera_convention", "opengl"))).lower()
-    if axes not in ("opengl", "opencv"):
-        raise ValueError(f"found axes {axes!r}; accepted are opengl and opencv")
-    flip = _OPENGL_TO_OPENCV if axes == "opengl" else np.eye(4)
+    flip = _OPENGL_TO_OPENCV if axes_of(document) == "opengl" else np.eye(4)
     undo = np.eye(4)
     if "applied_transform" in document:
         undo = np.linalg.inv(_pose(document["applied_transform"], "applied_transform"))
@@ -108,6 +106,14 @@ def nerfstudio_each(document: dict[str, Any], height: int | None = None, width: 
         matrix, size = _nerfstudio_intrinsics({**document, **frame}, where, height, width)
         cameras.append(_cameras([pose], [matrix], *size))
     return cameras
+
+
+def axes_of(document: dict[str, Any]) -> str:
+    """Which axes the cameras of a transforms.json have: nerfstudio's unless it says otherwise."""
+    axes = str(document.get("axes", document.get("camera_convention", "opengl"))).lower()
+    if axes not in ("opengl", "opencv"):
+        raise ValueError(f"found axes {axes[:40]!r}; accepted are opengl and opencv")
+    return axes
 
 
 def cameras_from_json(document: dict[str, Any]) -> Cameras:

@@ -8,10 +8,12 @@ from diorama.data.cameras import CAMERA_FILES
 from diorama.data.images import VIDEO_SUFFIXES, read_image, read_video
 from diorama.data.images import field_of_view as exif_field_of_view
 from diorama.data.readers.colmap import find_model, read_colmap
+from diorama.data.readers.frames import find_profile, read_frames
 from diorama.data.readers.gen3r import read_gen3r
 from diorama.data.readers.images import photo_files as photo_files
 from diorama.data.readers.images import read_photos
 from diorama.data.readers.nerfstudio import read_nerfstudio
+from diorama.data.readers.profiles import Profile, load_profile
 from diorama.data.saved import read_folder
 from diorama.data.scenes import CapturedScene
 from diorama.geometry.cameras import Cameras
@@ -56,16 +58,27 @@ def open(path: str | Path, *, field_of_view: float | None = None, views: int | N
     return Views(image[None], Cameras.from_fov(degrees, image.shape[-2], image.shape[-1]))
 
 
-def open_scene(folder: str | Path) -> CapturedScene | None:
-    """The capture in a folder, decoded when asked, cameras in double precision; None where nothing tells cameras."""
+def open_scene(folder: str | Path, profile: str | Path | None = None) -> CapturedScene | None:
+    """The capture in a folder, decoded when asked, cameras in double precision; None where nothing tells cameras.
+
+    Of the layouts that a profile describes, the one that fits is found, or named: a data set, or a .toml file.
+    """
     folder = Path(folder)
+    if profile is not None:
+        return _profiled(folder, load_profile(profile))
     if (folder / "transforms.json").is_file():
-        return read_nerfstudio(folder)
+        return replace(read_nerfstudio(folder), layout="nerfstudio's transforms.json")
     if (folder / "cameras.json").is_file():
-        return read_gen3r(folder)
+        return replace(read_gen3r(folder), layout="Gen3R's cameras.json")
     if find_model(folder) is not None:
-        return read_colmap(folder)
-    return None
+        return replace(read_colmap(folder), layout="a COLMAP model")
+    found = find_profile(folder)
+    return None if found is None else _profiled(folder, found)
+
+
+def _profiled(folder: Path, profile: Profile) -> CapturedScene:
+    convention = (profile.pose.direction, profile.pose.axes)
+    return replace(read_frames(folder, profile), layout=f"profile {profile.name}", convention=convention)
 
 
 def open_capture(folder: str | Path) -> Capture | None:
@@ -73,9 +86,9 @@ def open_capture(folder: str | Path) -> Capture | None:
     scene = open_scene(folder)
     if scene is None:
         return None
-    views = scene.views()
+    photos = tuple(replace(frame, depth=None, mask=None) for frame in scene.frames)
+    views = replace(scene, frames=photos).views()
     assert views.cameras is not None  # what open_scene returns has cameras
-    views = replace(views, points=None, confidence=None)
     if scene.path is None:
         return Capture(views, views.cameras, tuple(range(len(views))))
     return Capture(views, scene.path.resized(*views.images.shape[-2:]), scene.at)

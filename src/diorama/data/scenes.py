@@ -40,6 +40,8 @@ class CapturedScene:
     missing: int = 0  # frames that the capture lists without their photo
     path: Cameras | None = None  # all cameras of the capture's file, where it tells more than there are photos
     at: tuple[int, ...] = ()  # which of `path` took the photos
+    layout: str = "photos"  # what its files are called: COLMAP, a profile's name
+    convention: tuple[str, str] = ("camera_to_world", "opencv")  # of the file, before it was read: for messages, checks
     splits: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # which frames the capture keeps for what
 
     def __post_init__(self) -> None:

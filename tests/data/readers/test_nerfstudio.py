@@ -72,6 +72,8 @@ def test_depth_masks_and_their_unit(tmp_path: Path) -> None:
         assert views.depth[:, 7, 7].tolist() == pytest.approx([unit * (2000 + number) for number in range(3)])
         assert (~views.mask[1]).nonzero().tolist() == [[0, 0], [5, 6]]
     assert read_nerfstudio(folder).depth_kind == "dense"
+    (folder / "depth/1.png").unlink()
+    assert [frame.depth is None for frame in read_nerfstudio(folder).frames] == [False, True, False]
 
 
 def test_the_lens_of_each_frame_is_undone(tmp_path: Path) -> None:
@@ -138,7 +140,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     for each, message in (
         ({"depth_file_path": "../{}.png"}, "accepted are files inside its folder"),
         ({"mask_path": "/etc/hostname"}, "accepted are files inside its folder"),
-        ({"depth_file_path": "{}.txt"}, "found depth in another format"),
+        ({"depth_file_path": "transforms.json"}, "found depth in another format"),
     ):
         assert message in refused(written(tmp_path, {}, each))
     written(tmp_path)

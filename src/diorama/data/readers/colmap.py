@@ -72,7 +72,13 @@ def read_colmap(folder: str | Path, photos: str | None = None) -> CapturedScene:
             frames.append(Frame(str(file), partial(_photo, file, lens), camera, mask=_mask(folder, item.name, lens)))
     if not frames:
         raise ValueError(f"{image_file}: none of its {len(taken)} images is in {place}")
-    return CapturedScene(folder.resolve().name, tuple(frames), missing=len(taken) - len(frames))
+    return CapturedScene(
+        folder.resolve().name,
+        tuple(frames),
+        ordered=False,
+        missing=len(taken) - len(frames),
+        convention=("world_to_camera", "opencv"),
+    )
 
 
 def _files(model: Path) -> tuple[Path, Path] | None:

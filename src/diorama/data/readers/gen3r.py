@@ -29,7 +29,14 @@ def read_gen3r(folder: str | Path) -> CapturedScene:
     prompts = folder / "prompts.txt"
     captions = prompts.read_bytes()[: 2**20].decode("utf-8", "replace").splitlines() if prompts.is_file() else []
     captions = tuple(line.strip() for line in captions if line.strip())
-    return CapturedScene(folder.resolve().name, frames, captions=captions, path=cameras, at=at)
+    return CapturedScene(
+        folder.resolve().name,
+        frames,
+        captions=captions,
+        path=cameras,
+        at=at,
+        convention=("world_to_camera", "opencv"),
+    )
 
 
 def _photo(file: Path, most: int) -> Float[Tensor, "3 height width"]:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from diorama.data.cameras import nerfstudio_each, read_json
+from diorama.data.cameras import axes_of, nerfstudio_each, read_json
 from diorama.data.images import image_size, read_image
 from diorama.data.lenses import Lens
 from diorama.data.readers.images import natural
@@ -51,8 +51,8 @@ def read_nerfstudio(folder: str | Path) -> CapturedScene:
                 str(file),
                 partial(_image, file, lens),
                 cameras[place],
-                None if depth is None else partial(_depth, depth, unit, lens),
-                None if mask is None else partial(_mask, mask, lens),
+                None if depth is None or not depth.is_file() else partial(_depth, depth, unit, lens),
+                None if mask is None or not mask.is_file() else partial(_mask, mask, lens),
             )
         )
     one = len({(camera.height, camera.width) for camera in cameras}) == 1
@@ -67,6 +67,7 @@ def read_nerfstudio(folder: str | Path) -> CapturedScene:
         missing=sum(isinstance(frame.get("file_path"), str) for frame in frames) - len(found),
         path=joined(cameras) if one else None,
         at=tuple(photos) if one else (),
+        convention=("camera_to_world", axes_of(document)),
         splits=_splits(folder, document, {place: number for number, place in enumerate(photos)}, frames),
     )
 
