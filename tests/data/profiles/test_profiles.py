@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from diorama.data.readers.frames import FramesSource, find_profile, read_frames
 from diorama.data.readers.profiles import load_profile, profiles
 
 from . import encodings as e
-from .layouts import LAYOUTS, wildrgbd
+from .layouts import LAYOUTS, cut3r_waymo, wildrgbd
 
 STEP = 0.0101  # scene units; the coarsest code here is of centimetres
 OWN_INTRINSICS = {  # of data sets whose cameras are not free to choose, in pixels of the small photos
@@ -73,3 +74,30 @@ def test_a_scene_that_its_data_set_disowns_is_left_out(tmp_path):
         wildrgbd(tmp_path).rename(tmp_path / "box/scenes" / number)
     source = FramesSource(tmp_path, load_profile("wildrgbd"))
     assert [source[index].name for index in range(len(source))] == ["box/scenes/scene_258"]
+
+
+def test_a_lens_that_a_data_set_left_in_its_photos_is_undone(tmp_path):
+    """Red is the column that a pixel was photographed at; straightened, the column that its ray was bent to."""
+    folder, bends = cut3r_waymo(tmp_path), (-0.3, 0.05, 0.004, -0.002, 0.0)
+    height, width, focal = 48, 64, 40.0
+    columns = np.tile(np.arange(width, dtype=np.uint8) * 4, (height, 1))
+    Image.fromarray(np.stack([columns] * 3, -1)).save(folder / "00000_1.jpg", quality=100)
+    matrix = np.array([[focal, 0, 31.5], [0, focal, 23.5], [0, 0, 1]])  # of pixels with whole-numbered centres
+    e.npz(folder / "00000_1.npz", cam2world=e.poses()[0], intrinsics=matrix, distortion=np.array(bends))
+    frame = read_frames(folder, load_profile("cut3r_waymo"), "1").frames[0]
+    zoom = float(frame.camera.intrinsics[0, 0, 0]) / focal
+    assert zoom >= 1 and float(frame.camera.intrinsics[0, 0, 2]) == 32
+    x = (np.arange(width) + 0.5 - 32) / (zoom * focal)
+    y = np.full(width, (10.5 - 24) / (zoom * focal))
+    square = x**2 + y**2
+    radial = 1 + bends[0] * square + bends[1] * square**2
+    bent = x * radial + 2 * bends[2] * x * y + bends[3] * (square + 2 * x**2)
+    expected, found = bent * focal + 32 - 0.5, frame.image(10**6)[0, 10].numpy() * 255 / 4
+    assert np.abs(found - expected)[1:-1].max() < 0.5 and np.abs(expected - np.arange(width)).max() > 2
+
+
+def test_a_photo_without_its_lens_is_named(tmp_path):
+    folder = cut3r_waymo(tmp_path)
+    e.npz(folder / "00000_1.npz", cam2world=e.poses()[0], intrinsics=e.INTRINSICS, distortion=np.zeros(4))
+    with pytest.raises(ValueError, match="00000_1.jpg: no lens of 5 finite numbers"):
+        read_frames(folder, load_profile("cut3r_waymo"))

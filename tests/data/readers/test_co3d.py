@@ -2,14 +2,25 @@
 
 import gzip
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from diorama.data.readers.co3d import CO3DSource, read_co3d
+
+EXAMPLES = int(os.environ.get("DIORAMA_FUZZ", "500"))  # 10000 at night
+fuzzed = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 HEIGHT, WIDTH = 20, 12
 POINT = np.array([0.3, -0.2, 4.0])
@@ -151,3 +162,47 @@ def test_annotations_that_unpack_without_end_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("diorama.data.readers.co3d.MAX_JSON", 1000)
     with pytest.raises(ValueError, match="more than 1000 bytes"):
         CO3DSource(write(tmp_path))
+
+
+def one_line(error):
+    assert "\n" not in str(error), str(error)
+
+
+odd = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=10), st.just([1, 2, 3])),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(["path", "R"]), inner)),
+    max_leaves=4,
+)
+places = st.sampled_from(
+    [(), ("image",), ("depth",), ("viewpoint",)]
+    + [("image", key) for key in ("path", "size")]
+    + [("depth", key) for key in ("path", "scale_adjustment", "mask_path")]
+    + [("viewpoint", key) for key in ("R", "T", "focal_length", "principal_point", "intrinsics_format")]
+    + [("frame_number",), ("sequence_name",)]
+)
+
+
+def test_annotations_of_any_values(tmp_path):
+    folder = write(tmp_path)
+    file = folder / "frame_annotations.jgz"
+    honest = json.loads(gzip.decompress(file.read_bytes()))
+
+    @fuzzed
+    @given(places, odd)
+    def read(place, value):
+        document = json.loads(json.dumps(honest))
+        found = document[-1]
+        for key in place[:-1]:
+            found = found[key]
+        if place:
+            found[place[-1]] = value
+        else:
+            document[-1] = value
+        file.write_bytes(gzip.compress(json.dumps(document).encode(), 1))
+        try:
+            for frame in CO3DSource(folder)[0].frames:
+                frame.depth and frame.depth()
+        except ValueError as error:
+            one_line(error)
+
+    read()

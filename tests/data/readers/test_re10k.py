@@ -2,16 +2,27 @@
 
 import io
 import json
+import os
 import pickle
 import zipfile
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from diorama.data.readers.re10k import ChunkSource, ClipSource, read_re10k
+from diorama.data.readers.re10k import ChunkSource, ClipSource, _chunk, read_re10k
+
+EXAMPLES = int(os.environ.get("DIORAMA_FUZZ", "500"))  # 10000 at night
+fuzzed = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 HEIGHT, WIDTH, FRAMES = 18, 32, 4
 FOCAL, CENTRE = (0.9, 1.6), (0.5, 0.5)
@@ -203,3 +214,48 @@ def test_an_index_that_promises_too_much_is_told(tmp_path):
     (tmp_path / "index.json").write_text('{"z": "000001.torch"}')
     with pytest.raises(ValueError, match="found no clip 'z'"):
         ChunkSource(tmp_path)[0]
+
+
+def one_line(error):
+    assert "\n" not in str(error), str(error)
+
+
+def test_texts_of_any_words(tmp_path):
+    text = write_text(tmp_path)
+    honest = text.read_bytes()
+
+    @fuzzed
+    @given(
+        st.integers(0, len(honest)),
+        st.integers(0, 30),
+        st.one_of(st.binary(max_size=20), st.sampled_from([b"nan", b"-"])),
+    )
+    def read(place, cut, data):
+        text.write_bytes(honest[:place] + data + honest[place + cut :])
+        try:
+            read_re10k(text)
+        except ValueError as error:
+            one_line(error)
+
+    read()
+
+
+def test_chunks_of_any_bytes(tmp_path):
+    path = tmp_path / "000000.torch"
+    torch.save([clip("a")], path)
+    honest = path.read_bytes()
+
+    @fuzzed
+    @given(st.integers(0, len(honest)), st.integers(0, 8), st.binary(max_size=8), st.integers(0, 3))
+    def read(place, cut, data, shorter):
+        damaged = honest[:place] + data + honest[place + cut :]
+        path.unlink()  # a mapped file is not written over
+        path.write_bytes(damaged[: len(damaged) // 2] if shorter == 0 else damaged)
+        _chunk.cache_clear()
+        try:
+            for frame in ChunkSource(tmp_path)[0].frames:
+                frame.image(10**6)
+        except ValueError as error:
+            one_line(error)
+
+    read()

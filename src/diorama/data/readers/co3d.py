@@ -71,14 +71,13 @@ def _category(folder: Path) -> CO3DSource:
 
 def _scene(folder: Path, name: str, annotations: list[dict[str, Any]]) -> CapturedScene:
     frames = []
-    for annotation in sorted(annotations, key=lambda found: found.get("frame_number", 0)):
+    for annotation in sorted(annotations, key=lambda annotation: _place(folder, annotation)):
         where = f"{folder / 'frame_annotations.jgz'}: {name}, frame {annotation.get('frame_number')}"
-        image = annotation.get("image") or {}
+        image, depth = (_table(annotation.get(key)) for key in ("image", "depth"))
         path = _inside(folder, image.get("path"), where)
         if not path.is_file():
             continue
         camera = _camera(annotation.get("viewpoint"), image.get("size"), where)
-        depth = annotation.get("depth") or {}
         file = _inside(folder, depth["path"], where) if depth.get("path") else None
         mask = _inside(folder, depth["mask_path"], where) if depth.get("mask_path") else None
         scale = depth.get("scale_adjustment", 1.0)
@@ -93,6 +92,19 @@ def _scene(folder: Path, name: str, annotations: list[dict[str, Any]]) -> Captur
         quantile=QUANTILE,
         missing=len(annotations) - len(frames),
     )
+
+
+def _place(folder: Path, annotation: dict[str, Any]) -> int:
+    number = annotation.get("frame_number")
+    if not isinstance(number, int):
+        raise ValueError(
+            f"{folder / 'frame_annotations.jgz'}: frame_number is {number!r:.40}; accepted is a whole number"
+        )
+    return number
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _good_sequences(folder: Path, min_quality: float) -> set[str]:
@@ -134,7 +146,7 @@ def _camera(viewpoint: Any, size: Any, where: str) -> Cameras:
         kind = viewpoint.get("intrinsics_format", "ndc_norm_image_bounds")
     except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"{where}: found no viewpoint of R, T, focal_length, principal_point, and size") from error
-    if [found.shape for found in numbers.values()] != [(3, 3), (3,), (2,), (2,)] or kind not in _HALVES:
+    if [found.shape for found in numbers.values()] != [(3, 3), (3,), (2,), (2,)] or kind not in tuple(_HALVES):
         raise ValueError(f"{where}: found a viewpoint of {kind!r:.40}; accepted are {', '.join(_HALVES)}")
     matrix = intrinsics(numbers["focal_length"], numbers["principal_point"], (height, width), kind)
     world_to_camera = np.eye(4)
@@ -170,7 +182,7 @@ def _photo(path: Path, max_pixels: int) -> Float[Tensor, "3 height width"]:
 
 
 def _depth(path: Path, mask: Path | None, scale: float) -> Float[Tensor, "height width"]:
-    values = read_depth(path, "png float16") * np.float32(scale)
+    values = read_depth(path, "png float16", scale)
     valid: Bool[np.ndarray, "height width"] = np.isfinite(values) & (values > 0)
     if mask is not None and mask.is_file():
         marked = read_grey(mask)

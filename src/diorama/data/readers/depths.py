@@ -16,8 +16,8 @@ DepthFormat = Literal["png", "png float16", "npy", "pfm", "exr"]
 DEPTH_FORMATS: tuple[str, ...] = get_args(DepthFormat)
 
 
-def read_depth(path: Path, stored: DepthFormat) -> Float32[np.ndarray, "height width"]:
-    """Values as stored, not finite where the file says so; ValueError for what is no depth of this format."""
+def read_depth(path: Path, stored: DepthFormat, scale: float = 1.0) -> Float32[np.ndarray, "height width"]:
+    """Stored values times `scale`, not finite where the file says so; ValueError for what is no such depth map."""
     with _decoding(path, f"a {stored} depth map"):
         if stored == "npy":
             values = _array(path)
@@ -31,8 +31,8 @@ def read_depth(path: Path, stored: DepthFormat) -> Float32[np.ndarray, "height w
             values = values[..., 0]
         if values.ndim != 2 or values.dtype.kind not in "fiu":
             raise ValueError(f"an array of {values.dtype}{list(values.shape)}")
-        with np.errstate(over="ignore"):  # float64 beyond float32 becomes inf, which is no depth either
-            return values.astype(np.float32)
+        with np.errstate(all="ignore"):  # what leaves the range becomes inf, which is no depth either
+            return values.astype(np.float32) * np.float32(scale)
 
 
 def read_grey(path: Path) -> UInt8[np.ndarray, "height width"]:

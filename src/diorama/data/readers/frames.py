@@ -11,7 +11,7 @@ from jaxtyping import Float, Float32, Float64
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from diorama.data.images import image_size, read_image
+from diorama.data.images import MAX_PIXELS_IN_FILE, image_size, read_image
 from diorama.data.lenses import Lens
 from diorama.data.readers.depths import read_depth, read_grey
 from diorama.data.readers.profiles import (
@@ -155,6 +155,8 @@ def intrinsics_matrix(
 ) -> tuple[Float64[np.ndarray, "3 3"], tuple[int, int]]:
     """Pixels with centres at +0.5, and the height and width that they are for (`size` unless the numbers say)."""
     size = (stored.size[0], stored.size[1]) if stored.size else size
+    if not np.isfinite(values).all():
+        raise ValueError(f"intrinsics {values.tolist()}; accepted are finite numbers")
     if stored.form == ("matrix",):
         if values.size not in (9, 12, 16):
             raise ValueError(f"intrinsics of {values.size} numbers; accepted are 9, 12 or 16")
@@ -164,6 +166,8 @@ def intrinsics_matrix(
             raise ValueError(f"intrinsics of {values.size} numbers; accepted are {len(stored.form)}")
         known = dict(zip(stored.form, values.tolist(), strict=True))
         size = (int(known.get("h", size[0])), int(known.get("w", size[1])))
+        if not all(0 < side < MAX_PIXELS_IN_FILE for side in size):
+            raise ValueError(f"intrinsics for images of {size[0]:.0f}x{size[1]:.0f}; accepted are sizes of images")
         focal = known.get("f", known.get("f/w", 0.0) * size[1])
         matrix = np.array([[known.get("fx", focal), 0, known.get("cx", size[1] / 2)], [0, 0, 0], [0, 0, 1.0]])
         matrix[1, 1:] = known.get("fy", focal), known.get("cy", size[0] / 2)
@@ -220,7 +224,7 @@ def _depth_of(
 
 
 def _depth(folder: Path, path: Path, named: Named, depth: Depth, lens: Lens | None) -> Float[Tensor, "height width"]:
-    values = read_depth(path, depth.read) * np.float32(depth.scale * _frame_scale(folder, path, named, depth))
+    values = read_depth(path, depth.read, depth.scale * _frame_scale(folder, path, named, depth))
     marked = {"invalid": np.zeros(values.shape, bool), "sky": np.zeros(values.shape, bool)}
     for cut in depth.cut:
         file = Pattern(cut.file, path.name).file(folder, named)
