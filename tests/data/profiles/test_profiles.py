@@ -1,11 +1,14 @@
 """Every shipped profile against a scene written in its data set's true layout and encoding."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
 from diorama.data.readers.frames import FramesSource, find_profile, read_frames
-from diorama.data.readers.profiles import load_profile, profiles
+from diorama.data.readers.profiles import load_profile, parse_profile, profiles
 
 from . import encodings as e
 from .layouts import LAYOUTS, cut3r_waymo, wildrgbd
@@ -101,3 +104,20 @@ def test_a_photo_without_its_lens_is_named(tmp_path):
     e.npz(folder / "00000_1.npz", cam2world=e.poses()[0], intrinsics=e.INTRINSICS, distortion=np.zeros(4))
     with pytest.raises(ValueError, match="00000_1.jpg: no lens of 5 finite numbers"):
         read_frames(folder, load_profile("cut3r_waymo"))
+
+
+def test_the_profile_in_the_docs_reads_what_it_describes(tmp_path):
+    text = (Path(__file__).parents[3] / "docs" / "data.md").read_text().split("```toml\n", 1)[1].split("```", 1)[0]
+    rows = []
+    for n, pose in enumerate(e.poses()):
+        e.photo(tmp_path / f"left/{n + 7:04d}.png", n)
+        e.png(tmp_path / f"depth/{n + 7:04d}.png", e.depth(n) * 1000)
+        forward_left_up = np.stack([pose[:3, 2], -pose[:3, 0], -pose[:3, 1]], -1)
+        turn = Rotation.from_matrix(forward_left_up).as_quat()
+        rows.append([n + 7, *e.floats(pose[:3, 3]), *e.floats(turn)])
+    e.lines(tmp_path / "poses.txt", rows[::-1])
+    scene = read_frames(tmp_path, parse_profile(text, "docs"))
+    assert scene.metric and scene.depth_kind == "lidar"
+    for n, (frame, pose) in enumerate(zip(scene.frames, e.poses(), strict=True)):
+        np.testing.assert_allclose(frame.camera.camera_to_world[0], pose, atol=1e-9)
+        np.testing.assert_allclose(frame.depth(), e.depth(n), atol=1e-5)

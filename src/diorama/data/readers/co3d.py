@@ -19,7 +19,7 @@ from diorama.data.readers.frames import to_opencv
 from diorama.data.scenes import CapturedScene, Frame
 from diorama.geometry.cameras import Cameras
 
-MAX_JSON = 2**30  # bytes of one category's frames, unpacked: the largest has about 300 MB
+MAX_JSON = 2**30  # bytes of one category's frames, unpacked
 MIN_QUALITY = 0.5  # of a sequence's viewpoints, below which its cameras are not to be trusted
 QUANTILE = 0.9
 
