@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Float64
-from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from diorama.data.images import MAX_PIXELS_IN_FILE, image_size, read_image
@@ -130,6 +129,8 @@ def pose_matrix(values: Values, pose: Pose) -> Float64[np.ndarray, "4 4"]:
     """Camera-to-world in OpenCV axes, from numbers as `pose` says they are stored; ValueError if they cannot be."""
     matrix = np.eye(4)
     if pose.form == "quaternion":
+        from scipy.spatial.transform import Rotation  # which matrices need not wait for
+
         if values.size != 7:
             raise ValueError(f"a pose of {values.size} numbers; accepted are tx ty tz qx qy qz qw")
         matrix[:3, 3] = values[:3]
