@@ -1,10 +1,15 @@
+import json
+import shutil
+
 import pytest
 import torch
-from tests.miniature import DIM, TOKENS, images, path, rae3d
+from tests.miniature import DIM, PATCH, TOKENS, images, lively, path, rae3d
+from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from diorama.geometry.cameras import Cameras
 from diorama.geometry.rotations import matrix_from_quaternion
 from diorama.geometry.similarity import Similarity
+from diorama.models.perceptual import Unavailable
 from diorama.models.rae3d import RAE3D, SIZES
 
 
@@ -251,3 +256,177 @@ def test_cameras_of_one_place_encode_without_a_scale(model):
     local = turning.normalized()[0].plucker()[None]
     assert encoded(model).isfinite().all() and local.isfinite().all()
     assert model.encode(images(3, batch=(1,)), local, torch.ones(1, 3, dtype=torch.bool)).isfinite().all()
+
+
+def published(folder, seed=0, **changes):
+    """DINOv2 in miniature, as its weights are published."""
+    sizes = dict(hidden_size=DIM, num_hidden_layers=3, num_attention_heads=4, image_size=28, patch_size=14, mlp_ratio=2)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**sizes | changes))
+    lively(model, seed).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dinov2(tmp_path_factory):
+    return published(tmp_path_factory.mktemp("encoder") / "dinov2")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """The user's caches, empty."""
+    monkeypatch.setenv("DIORAMA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "cache"
+
+
+def seeing(folder, **changes):
+    model = rae3d(encoder="dinov2", **changes)
+    model.load_encoder(folder)
+    return model
+
+
+@torch.no_grad()
+def test_a_frozen_encoders_tokens_stand_where_the_patches_would(dinov2):
+    model, pictures, places = seeing(dinov2), images(2, 24, 32, batch=(1,)), rays(2, 24, 32)
+    tokens = model.load_encoder()(pictures[0], (3, 4))
+    patched = rae3d()
+    patched.load_state_dict(model.state_dict(), strict=False)
+    patched.image_embed.forward = lambda normal: tokens
+    visible = torch.tensor([[True, True]])
+    found = model.encode(pictures, places, visible)
+    torch.testing.assert_close(found, patched.encode(pictures, places, visible), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pixel_branch", [False, True])
+def test_a_frozen_encoder_is_not_even_shown_hidden_views(dinov2, pixel_branch):
+    model, pictures, places = seeing(dinov2, pixel_branch=pixel_branch), images(3, batch=(1,)), rays()
+    visible = torch.tensor([[True, False, True]])
+    before = model.encode(pictures, places, visible)
+    looked = []
+    model.load_encoder().register_forward_pre_hook(lambda module, given: looked.append(len(given[0])))
+    other = pictures.clone()
+    other[:, 1] = images(1, seed=5)
+    assert torch.equal(model.encode(other, places, visible), before)
+    assert looked == [2]
+    assert (model.encode(pictures, places, torch.ones_like(visible)) - before).abs().max() > 1e-2
+    blind = model.encode(pictures, places, torch.zeros_like(visible))
+    assert torch.equal(model.encode(other, places, torch.zeros_like(visible)), blind) and blind.isfinite().all()
+
+
+def test_a_frozen_encoder_is_no_part_of_the_model_and_moves_along(dinov2):
+    model, bare = seeing(dinov2), rae3d(encoder="dinov2")
+    assert model.state_dict().keys() == bare.state_dict().keys()
+    assert [name for name in rae3d().state_dict() if name not in model.state_dict()] == [
+        "image_embed.weight", "image_embed.bias",
+    ]  # fmt: skip
+    assert count(model) == count(bare)
+    frozen = model.train().load_encoder()
+    assert not frozen.training and not any(parameter.requires_grad for parameter in frozen.parameters())
+    assert model.to(torch.float64).load_encoder() is frozen
+    assert {tensor.dtype for tensor in frozen.parameters()} == {torch.float64}
+
+
+def test_gradients_reach_everything_but_the_frozen_encoder(dinov2):
+    model = seeing(dinov2, pixel_branch=True, point_layers=0).train()
+    latents = model.encode(images(2, batch=(1,)), rays(2), torch.tensor([[True, False]]))
+    model.decode(latents, rays(2, seed=1)).images.square().mean().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    assert all(parameter.grad is None for parameter in model.load_encoder().parameters())
+
+
+@torch.no_grad()
+def test_the_pixel_branch_begins_closed_and_adds_plain_patches(dinov2):
+    model, alone = seeing(dinov2, pixel_branch=True), seeing(dinov2)
+    alone.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if name in alone.state_dict()})
+    fresh = RAE3D(**{key: model.config[key] for key in ("patch", "tokens", "dim", "heads")} | dict(
+        neck_layers=1, decoder_layers=1, point_layers=0, encoder="dinov2", pixel_branch=True,
+    ))  # fmt: skip
+    assert not fresh.pixel_gate.any() and fresh.image_embed.weight.any()
+    opened = encoded(model)
+    gate = model.pixel_gate.clone()
+    model.pixel_gate.zero_()
+    torch.testing.assert_close(encoded(model), encoded(alone), atol=1e-6, rtol=0)
+    assert (opened - encoded(alone)).abs().max() > 1e-2
+    model.pixel_gate.copy_(gate)
+    pictures = images(2)
+    normal = (pictures - model.image_mean) / model.image_std
+    expected = model.load_encoder()(pictures, (4, 4)) + gate * model.image_embed(normal)
+    torch.testing.assert_close(model._seen(pictures, torch.tensor([True, True])), expected)
+
+
+@torch.no_grad()
+def test_layers_are_summed_where_asked(dinov2):
+    model = seeing(dinov2, encoder_layers=3)
+    assert model.load_encoder().layers == 3
+    assert (encoded(model) - encoded(seeing(dinov2))).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_a_saved_model_finds_its_encoder_in_the_cache_and_takes_no_other(dinov2, cache, tmp_path):
+    model = seeing(dinov2, encoder_layers=2)
+    model.save_pretrained(tmp_path / "saved")
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert config["encoder"] == "dinov2" and config["encoder_layers"] == 2
+    assert config["encoder_digest"] == model.load_encoder().digest
+    again = RAE3D.from_pretrained(tmp_path / "saved")
+    latents = encoded(model)
+    assert torch.equal(again.decode(latents, rays(1)).images, model.decode(latents, rays(1)).images)
+    message = (
+        rf"^encoder 'dinov2': found no weights .*looked in {tmp_path / 'saved' / 'encoder'}, {cache / 'dinov2'} and"
+    )
+    with pytest.raises(Unavailable, match=message):
+        encoded(again)
+    published(cache / "dinov2", seed=1)
+    with pytest.raises(
+        ValueError, match=rf"^{cache / 'dinov2'}: encoder of digest \w+; accepted by this RAE3D is \w+$"
+    ):
+        encoded(again)
+    shutil.rmtree(cache)
+    shutil.copytree(dinov2, cache / "dinov2")
+    assert torch.equal(encoded(again), latents)
+
+
+@torch.no_grad()
+def test_a_model_saved_with_its_encoder_needs_no_cache(dinov2, cache, tmp_path):
+    model = seeing(dinov2)
+    for _ in range(2):  # into itself the second time
+        model.save_pretrained(tmp_path / "saved")
+        model.save_encoder(tmp_path / "saved")
+        again = RAE3D.from_pretrained(tmp_path / "saved")
+        assert torch.equal(encoded(again), encoded(model))
+        model = again
+
+
+def test_an_encoder_of_other_channels_is_refused(tmp_path):
+    published(tmp_path / "wide", hidden_size=2 * DIM)
+    with pytest.raises(ValueError, match=rf"wide: encoder of channels {2 * DIM}; accepted by this RAE3D is {DIM}$"):
+        seeing(tmp_path / "wide")
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"encoder": "clip"}, "^encoder 'clip': accepted are patches, dinov2, siglip2, da3$"),
+        ({"pixel_branch": True}, "^encoder 'patches': .*accepted is neither$"),
+        ({"encoder_layers": 2}, "^encoder 'patches': .*accepted is neither$"),
+    ],
+)
+def test_encoders_that_are_none_are_refused(told, message):
+    with pytest.raises(ValueError, match=message):
+        rae3d(**told)
+
+
+def test_plain_patches_need_no_encoder_and_say_nothing_of_one(model, tmp_path):
+    assert model.load_encoder() is None
+    model.save_pretrained(tmp_path)
+    model.save_encoder(tmp_path)
+    assert not [key for key in json.loads((tmp_path / "config.json").read_text()) if "encoder" in key or "pixel" in key]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
+    normal = (images(2) - model.image_mean) / model.image_std
+    with torch.no_grad():
+        seen = model._seen(images(2), torch.tensor([True, False]))
+        assert torch.equal(seen[0], model.image_embed(normal)[0]) and not seen[1].any()
+    assert seen.shape == (2, (32 // PATCH) ** 2, DIM)

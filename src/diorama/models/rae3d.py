@@ -1,6 +1,8 @@
 """RAE3D: any number of posed views <-> a fixed set of 3D latent tokens (arXiv 2604.11331, section 3.1)."""
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +11,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from diorama.models.encoders import ENCODERS, PATCHES, FrozenEncoder, find_encoder, read_encoder
 from diorama.nn.attention import KeysValues
 from diorama.nn.blocks import Block
 from diorama.nn.dpt import DPTHead
@@ -22,6 +25,7 @@ SIZES: dict[str, dict[str, Any]] = {  # keyword arguments of RAE3D by name; the 
     "base-1024": dict(patch=14, tokens=1024, dim=768, heads=16, neck_layers=12, decoder_layers=16, point_layers=16, point_taps=(3, 7, 11, 15), point_features=256, point_channels=(256, 512, 1024, 1024), ray_frequencies=0, ray_products=False),  # noqa: E501
 }
 # fmt: on
+ENCODER = {"encoder": PATCHES, "encoder_layers": 1, "pixel_branch": False, "encoder_digest": ""}  # left out of configs
 
 
 class Decoded(NamedTuple):
@@ -82,10 +86,14 @@ class ViewDecoder(nn.Module):
 
 
 class RAE3D(ModelMixin, ConfigMixin):
-    """Autoencoder of posed views over a plain patch embedding (the paper's "ImgOnly" encoder).
+    """Autoencoder of posed views over a plain patch embedding (the paper's "ImgOnly") or a frozen 2D encoder.
 
     Cameras come in as Plücker maps in the first view's frame, scaled so that the farthest camera is at distance 1.
     `attention` is "one_way" (latents do not see a target's rays; cached per scene) or "mutual" (the paper's).
+
+    `encoder` is "patches" or a key of ENCODERS ("dinov2" is the paper's), `encoder_layers` how many of its last layers
+    are summed; `pixel_branch` adds the plain patches through a gate that begins closed. The frozen weights are no part
+    of this model's: `load_encoder` finds them again, and the config keeps their digest. Decoding does not need them.
     """
 
     config_name = "config.json"
@@ -110,11 +118,23 @@ class RAE3D(ModelMixin, ConfigMixin):
         ray_frequencies: int = 0,
         ray_products: bool = False,
         attention: str = "one_way",
+        encoder: str = PATCHES,
+        encoder_layers: int = 1,
+        pixel_branch: bool = False,
+        encoder_digest: str = "",
     ) -> None:
         super().__init__()
+        self.encoder, self.encoder_layers = encoder, encoder_layers
+        self._frozen: list[FrozenEncoder] = []  # one at most; in a list it is no child, whose weights would be saved
+        if encoder not in (PATCHES, *ENCODERS):
+            raise ValueError(f"encoder {encoder!r}: accepted are {', '.join((PATCHES, *ENCODERS))}")
+        if encoder == PATCHES and (pixel_branch or encoder_layers != 1):
+            raise ValueError("encoder 'patches': has no layers to sum and needs no pixel branch; accepted is neither")
         if attention not in ("one_way", "mutual"):
             raise ValueError(f"attention {attention!r}: accepted are 'one_way' and 'mutual'")
-        self.image_embed = PatchEmbed(3, dim, patch)
+        self.image_embed = PatchEmbed(3, dim, patch) if encoder == PATCHES or pixel_branch else None
+        if pixel_branch:
+            self.pixel_gate = nn.Parameter(torch.zeros(dim))
         self.ray_embed = RayEmbed(dim, patch, ray_frequencies, products=ray_products)
         self.queries = nn.Parameter(0.02 * torch.randn(tokens, dim))
         self.neck = nn.ModuleList(Block(dim, heads, depth=depth) for depth in range(neck_layers))
@@ -130,6 +150,58 @@ class RAE3D(ModelMixin, ConfigMixin):
         self.register_buffer("image_mean", torch.tensor(IMAGE_MEAN).reshape(3, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.tensor(IMAGE_STD).reshape(3, 1, 1), persistent=False)
 
+    def register_to_config(self, **told: Any) -> None:
+        """Leave out what says that there is no frozen encoder: such models are saved as they were before there was."""
+        super().register_to_config(**{key: value for key, value in told.items() if (key, value) not in ENCODER.items()})
+
+    def load_encoder(self, folder: str | Path | None = None) -> FrozenEncoder | None:
+        """The frozen encoder, read at the first call; None for plain patches.
+
+        Looked in are `folder` alone if there is one, else `encoder` in the folder this model came from, the diorama
+        cache and the Hugging Face cache. Raises Unavailable where there is none, and ValueError for weights that do
+        not fit or are not those of training.
+        """
+        if self.encoder == PATCHES:
+            return None
+        if folder is not None or not self._frozen:
+            own = self.config.get("_name_or_path")
+            home = Path(folder) if folder else find_encoder(self.encoder, *([Path(own) / "encoder"] if own else []))
+            frozen = read_encoder(self.encoder, home, self.encoder_layers)
+            known = self.config.get("encoder_digest", frozen.digest)
+            for name, found, accepted in (("channels", frozen.dim, self.config.dim), ("digest", frozen.digest, known)):
+                if found != accepted:
+                    raise ValueError(f"{home}: encoder of {name} {found}; accepted by this RAE3D is {accepted}")
+            self.register_to_config(encoder_digest=frozen.digest)
+            self._frozen[:] = [frozen.to(self.queries.device, self.queries.dtype)]
+        return self._frozen[0]
+
+    def save_encoder(self, folder: str | Path) -> None:
+        """Put a copy of the encoder's files into `folder`, a saved RAE3D; `load_encoder` looks there first."""
+        frozen, target = self.load_encoder(), Path(folder) / "encoder"
+        if frozen is not None and frozen.folder.resolve() != target.resolve():
+            shutil.copytree(frozen.folder, target, dirs_exist_ok=True)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RAE3D":
+        for frozen in self._frozen:  # which moves along
+            frozen._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def _seen(
+        self, images: Float[Tensor, "image 3 height width"], visible: Bool[Tensor, " image"]
+    ) -> Float[Tensor, "image token dim"]:
+        """Tokens of what images show; 0 for those that are not visible, which the frozen encoder does not look at."""
+        mask = visible[:, None, None]
+        pixels = None
+        if self.image_embed is not None:
+            pixels = self.image_embed((images - self.image_mean) / self.image_std) * mask
+        frozen = self.load_encoder()
+        if frozen is None:
+            return pixels  # type: ignore[return-value]
+        grid = images.shape[-2] // self.config.patch, images.shape[-1] // self.config.patch
+        looked = frozen(images[visible], grid).to(self.queries.dtype)
+        tokens = looked.new_zeros(len(images), *looked.shape[1:]).index_put((visible.nonzero()[:, 0],), looked)
+        return tokens if pixels is None else tokens + self.pixel_gate * pixels
+
     def encode(
         self,
         images: Float[Tensor, "batch view 3 height width"],
@@ -139,8 +211,7 @@ class RAE3D(ModelMixin, ConfigMixin):
         """Latent tokens (mean 0, variance 1 over channels) of views, of which only `visible` ones show their image."""
         batch, _, _, height, width = images.shape
         self._check_size(height, width)
-        normal = (images.flatten(0, 1) - self.image_mean) / self.image_std
-        seen = self.image_embed(normal) * visible.flatten()[:, None, None]
+        seen = self._seen(images.flatten(0, 1), visible.flatten())
         tokens = (seen + self.ray_embed(rays.flatten(0, 1), visible.flatten())).unflatten(0, (batch, -1)).flatten(1, 2)
         x = torch.cat([self.queries.expand(batch, -1, -1).to(tokens.dtype), tokens], 1)
         for block in self.neck:
