@@ -149,3 +149,21 @@ def test_check_of_photos_alone_and_of_what_is_nothing(command: Command) -> None:
     assert "--pairs 0" in command.refused("data", "check", "photos", "--pairs", 0)
     assert "accepted is a .png" in command.refused("data", "check", "photos", "--sheet", "a.jpg")
     assert "no such profile" in command.refused("data", "check", "photos", "--profile", "nothing")
+
+
+def test_check_of_a_data_set_looks_at_one_scene(command: Command) -> None:
+    for name in ("a", "b"):
+        folder = Path("clips") / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", (64, 48)).save(folder / "1000.png")
+        row = "1000 0.5 0.9 0.5 0.5 0 0 1 0 0 0 0 1 0 0 0 0 1 0"
+        (Path("clips") / f"{name}.txt").write_text(f"https://example.org/{name}\n{row}\n")
+    result = command("data", "check", "clips", "--scene", 1)
+    assert result.code == 0, result.err
+    first, second, third, _, _ = result.out.splitlines()
+    assert first == "clips: 2 scenes; number 1:"
+    assert second.startswith("b: RealEstate10K's text, 1 photo;") and third.startswith("cameras  world_to_camera")
+    result = command("data", "check", "clips/a.txt")
+    assert result.out.splitlines()[1].startswith("cameras  world_to_camera opencv; 90.0 degrees wide")
+    assert "--scene 2: accepted is 0 to 1" in command.refused("data", "check", "clips", "--scene", 2)
+    assert "--scene 0" in command.refused("data", "check", "clips/a", "--scene", 0)

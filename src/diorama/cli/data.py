@@ -52,11 +52,13 @@ class CheckArguments:
     """Which capture, and how closely it is looked at."""
 
     path: Positional[Path]
-    """Folder of a capture: transforms.json, cameras.json, a COLMAP model, or a data set's layout."""
+    """Folder of a capture, or of a data set: docs/data.md lists the layouts."""
     profile: Annotated[str | None, arg(metavar="NAME|FILE.toml", help_behavior_hint="(default: the one that fits)")] = (
         None
     )
     """Layout of the folder, where several fit or none does."""
+    scene: Annotated[int | None, arg(metavar="NUMBER", help_behavior_hint="(default: the first)")] = None
+    """Which scene of a data set."""
     pairs: int = 8
     """Pairs of photos that are compared."""
     sheet: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="")] = None
@@ -126,15 +128,8 @@ def _check(flags: list[str]) -> int:
         check("--sheet", options.sheet, options.sheet.suffix.lower() == ".png", "a .png")
         check_free(options.sheet, overwrite=options.overwrite)
     from diorama.data.check import check_cameras
-    from diorama.data.open import open_scene
-    from diorama.data.readers.images import read_clip, read_photos
 
-    if not options.path.exists():
-        raise FileNotFoundError(f"{options.path}: no such file or folder; accepted is the folder of a capture")
-    if options.path.is_file():
-        scene = read_clip(options.path)
-    else:
-        scene = open_scene(options.path, options.profile) or read_photos(options.path)
+    scene = _found(options)
     print("\n".join(_described(scene)))
     with Progress("comparing photos") as progress:
         verdict = check_cameras(scene, options.pairs, progress)
@@ -142,6 +137,24 @@ def _check(flags: list[str]) -> int:
     if options.sheet is not None:
         _draw(scene, options.sheet, options.overwrite)
     return 1 if verdict.fits is False else 0
+
+
+def _found(options: CheckArguments) -> "CapturedScene":
+    from diorama.data.images import VIDEO_SUFFIXES
+    from diorama.data.open import open_scene, open_source
+    from diorama.data.readers.images import read_clip, read_photos
+
+    path, place = options.path, options.scene
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder; accepted is the folder of a capture or a data set")
+    source = open_source(path, options.profile if place is not None else None) if path.is_dir() else None
+    if source is None:
+        check("--scene", place, place is None, "a data set's folder, with --profile where its files do not tell it")
+        clip = path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
+        return read_clip(path) if clip else open_scene(path, options.profile) or read_photos(path)
+    check("--scene", place, 0 <= (place or 0) < len(source), f"0 to {len(source) - 1}")
+    print(f"{path}: {len(source)} scenes; number {place or 0}:")
+    return source[place or 0]
 
 
 def _described(scene: "CapturedScene") -> list[str]:

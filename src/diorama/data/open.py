@@ -7,18 +7,23 @@ from typing import NamedTuple
 from diorama.data.cameras import CAMERA_FILES
 from diorama.data.images import VIDEO_SUFFIXES, read_image, read_video
 from diorama.data.images import field_of_view as exif_field_of_view
+from diorama.data.readers.co3d import CO3DSource, read_co3d
 from diorama.data.readers.colmap import find_model, read_colmap
-from diorama.data.readers.frames import find_profile, read_frames
+from diorama.data.readers.frames import FramesSource, find_profile, read_frames
 from diorama.data.readers.gen3r import read_gen3r
+from diorama.data.readers.gen3r_training import Gen3RSource
 from diorama.data.readers.images import photo_files as photo_files
 from diorama.data.readers.images import read_photos
 from diorama.data.readers.nerfstudio import read_nerfstudio
 from diorama.data.readers.profiles import Profile, load_profile
+from diorama.data.readers.re10k import ChunkSource, ClipSource, read_re10k
 from diorama.data.saved import read_folder
-from diorama.data.scenes import CapturedScene
+from diorama.data.scenes import CapturedScene, SceneSource
 from diorama.geometry.cameras import Cameras
 from diorama.scene import Scene, Views
 
+CO3D_FILE = "frame_annotations.jgz"
+_W2C = ("world_to_camera", "opencv")
 DEFAULT_FIELD_OF_VIEW = 60.0  # degrees along the longer side: a phone's main camera spans 60 to 75, a video frame less
 
 _ACCEPTED = (
@@ -61,19 +66,55 @@ def open(path: str | Path, *, field_of_view: float | None = None, views: int | N
 def open_scene(folder: str | Path, profile: str | Path | None = None) -> CapturedScene | None:
     """The capture in a folder, decoded when asked, cameras in double precision; None where nothing tells cameras.
 
-    Of the layouts that a profile describes, the one that fits is found, or named: a data set, or a .toml file.
+    Of the layouts that a profile describes, the one that fits is found, or named: a data set, or a .toml file. A
+    clip of RealEstate10K is named by its text.
     """
     folder = Path(folder)
     if profile is not None:
         return _profiled(folder, load_profile(profile))
+    if folder.suffix == ".txt" and folder.is_file():
+        return replace(read_re10k(folder), layout="RealEstate10K's text", convention=_W2C)
+    if folder.name in CAMERA_FILES[:2] and folder.is_file():
+        folder = folder.parent
     if (folder / "transforms.json").is_file():
         return replace(read_nerfstudio(folder), layout="nerfstudio's transforms.json")
     if (folder / "cameras.json").is_file():
         return replace(read_gen3r(folder), layout="Gen3R's cameras.json")
     if find_model(folder) is not None:
         return replace(read_colmap(folder), layout="a COLMAP model")
+    if (folder.parent / CO3D_FILE).is_file():
+        return replace(read_co3d(folder), layout="CO3D", convention=("world_to_camera", "pytorch3d"))
     found = find_profile(folder)
     return None if found is None else _profiled(folder, found)
+
+
+def open_source(folder: str | Path, profile: str | Path | None = None) -> SceneSource | None:
+    """The scenes of a data set's folder; None where it is none that is known by its files, and no profile is named."""
+    folder = Path(folder)
+    if profile is not None:
+        found = load_profile(profile)
+        return _Told(FramesSource(folder, found), f"profile {found.name}", (found.pose.direction, found.pose.axes))
+    if (folder / "index.json").is_file() and any(folder.glob("*.torch")):
+        return _Told(ChunkSource(folder), "pixelSplat's chunks", _W2C)
+    if (folder / CO3D_FILE).is_file():
+        return _Told(CO3DSource(folder), "CO3D", ("world_to_camera", "pytorch3d"))
+    if (folder / "train_cameras_paths.txt").is_file():
+        return _Told(Gen3RSource(folder), "Gen3R's training layout", ("camera_to_world", "opencv"))
+    clips = any(text.with_suffix("").is_dir() for text in folder.glob("*.txt"))
+    return _Told(ClipSource(folder), "RealEstate10K's text", _W2C) if clips else None
+
+
+class _Told:
+    """A source whose scenes say what their files are."""
+
+    def __init__(self, source: SceneSource, layout: str, convention: tuple[str, str]) -> None:
+        self.name, self._source, self._layout, self._convention = source.name, source, layout, convention
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> CapturedScene:
+        return replace(self._source[index], layout=self._layout, convention=self._convention)
 
 
 def _profiled(folder: Path, profile: Profile) -> CapturedScene:

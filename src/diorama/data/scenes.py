@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -97,6 +97,7 @@ class CapturedScene:
         )
 
 
+@runtime_checkable
 class SceneSource(Protocol):
     """Many scenes: a data set, a folder of captures, a packed shard; scenes open when asked, in a fixed order."""
 

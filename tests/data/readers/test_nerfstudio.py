@@ -1,11 +1,14 @@
 """nerfstudio's captures: axes, lenses, depth, masks, splits, and what is missing."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
@@ -113,11 +116,11 @@ def test_missing_and_wanted_frames_and_splits(tmp_path: Path) -> None:
     pose = document["frames"][0]["transform_matrix"]
     document["frames"] += [{"file_path": None, "transform_matrix": pose}]
     (folder / "transforms.json").write_text(json.dumps(document))
-    (folder / "train_test_split_2.json").write_text(json.dumps({"train_ids": [0, 2], "test_ids": [1, 3]}))
+    (folder / "train_test_split_2.json").write_text(json.dumps({"train_ids": [1], "test_ids": [0]}))
     (folder / "images/1.png").unlink()
     scene = read_nerfstudio(folder)
     assert (len(scene), scene.missing, scene.path.views, scene.at) == (2, 1, 4, (0, 2))
-    assert scene.splits == {"train": (0,), "test": (1,), "train 2": (0, 1), "test 2": ()}
+    assert scene.splits == {"train": (0,), "test": (1,), "train 2": (1,), "test 2": (0,)}
 
 
 def refused(folder: Path) -> str:
@@ -152,3 +155,53 @@ def test_a_json_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "transforms.json").open("wb") as file:
         file.truncate(2**30)
     assert "found 1073741824 bytes; accepted is a JSON file of at most" in refused(tmp_path)
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+VALUES = st.recursive(SCALARS, lambda v: st.lists(v, max_size=4) | st.dictionaries(st.text(max_size=4), v, max_size=3))
+DOCUMENT_KEYS = ("fl_x", "cx", "w", "h", "k1", "k4", "p1", "camera_model", "axes", "applied_transform", "frames")
+MORE_KEYS = ("depth_unit_scale_factor", "train_filenames", "is_fisheye", "camera_angle_x")
+FRAME_KEYS = ("file_path", "transform_matrix", "depth_file_path", "mask_path", "fl_x", "w", "k2", "camera_model")
+EXAMPLES = int(os.environ.get("DIORAMA_FUZZ", "500"))  # 10000 at night
+FUZZ = settings(
+    max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
+)
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> bytes:
+    """A capture's transforms.json; its photos are written once."""
+    return (written(tmp_path) / "transforms.json").read_bytes()
+
+
+@FUZZ
+@given(
+    changes=st.dictionaries(st.sampled_from(DOCUMENT_KEYS + MORE_KEYS), VALUES, max_size=3),
+    each=st.dictionaries(st.sampled_from(FRAME_KEYS), VALUES, max_size=3),
+)
+def test_any_document_is_read_or_refused(
+    tmp_path: Path, good: bytes, changes: dict[str, Any], each: dict[str, Any]
+) -> None:
+    document = json.loads(good)
+    document["frames"][1] |= each
+    (tmp_path / "transforms.json").write_text(json.dumps(document | changes))
+    said = ""
+    try:
+        scene = read_nerfstudio(tmp_path)
+    except ValueError as error:
+        said = str(error)
+    else:
+        assert all(frame.camera.camera_to_world.isfinite().all() for frame in scene.frames)
+    assert len(said.splitlines()) <= 1
+
+
+@FUZZ
+@given(data=st.binary(max_size=60), at=st.integers(0, 800))
+def test_any_bytes_are_read_or_refused(tmp_path: Path, good: bytes, data: bytes, at: int) -> None:
+    (tmp_path / "transforms.json").write_bytes(good[:at] + data + good[at + len(data) :])
+    said = ""
+    try:
+        read_nerfstudio(tmp_path)
+    except ValueError as error:
+        said = str(error)
+    assert len(said.splitlines()) <= 1

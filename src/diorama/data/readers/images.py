@@ -21,9 +21,10 @@ def photo_files(folder: Path) -> list[Path]:
 
 
 def read_photos(folder: str | Path) -> CapturedScene:
-    """A folder of photos, upright as EXIF says; whether one follows the other is not known."""
+    """A photo or a folder of them, upright as EXIF says; whether one follows the other is not known."""
     folder = Path(folder)
-    frames = tuple(Frame(str(file), partial(_photo, file)) for file in photo_files(folder))
+    files = photo_files(folder) if folder.is_dir() else [folder]
+    frames = tuple(Frame(str(file), partial(_photo, file)) for file in files)
     return CapturedScene(folder.resolve().name, frames, ordered=False)
 
 

@@ -68,7 +68,7 @@ def read_nerfstudio(folder: str | Path) -> CapturedScene:
         path=joined(cameras) if one else None,
         at=tuple(photos) if one else (),
         convention=("camera_to_world", axes_of(document)),
-        splits=_splits(folder, document, {place: number for number, place in enumerate(photos)}, frames),
+        splits=_splits(source, document, photos),
     )
 
 
@@ -157,28 +157,25 @@ def _unit(source: Path, document: Mapping[str, Any]) -> float:
     return float(unit)
 
 
-def _splits(
-    folder: Path, document: Mapping[str, Any], places: dict[int, int], frames: list[dict[str, Any]]
-) -> dict[str, tuple[int, ...]]:
-    """Which frames are for what: `train`, `val`, `test` of transforms.json, `train 3` of train_test_split_3.json."""
-    names = {
-        frame.get("file_path"): place for place, frame in enumerate(frames) if isinstance(frame.get("file_path"), str)
-    }
-    listed: dict[str, Any] = {}
+def _splits(source: Path, document: Mapping[str, Any], photos: Mapping[int, Path]) -> dict[str, tuple[int, ...]]:
+    """Which photos are for what: `train`, `val`, `test` of transforms.json, `train 3` of train_test_split_3.json."""
+    order = {place: number for number, place in enumerate(photos)}
+    names = {str(document["frames"][place]["file_path"]): number for place, number in order.items()}
+    found: dict[str, tuple[int, ...]] = {}
     for part in ("train", "val", "test"):
         files = document.get(f"{part}_filenames")
         if isinstance(files, list):
-            listed[part] = [names.get(file) for file in files if isinstance(file, str)]
-    for file in sorted(folder.glob("train_test_split_*.json")):
-        known = file.stem.rpartition("_")[2]
+            found[part] = tuple(names[file] for file in files if isinstance(file, str) and file in names)
+    by_name = sorted(photos, key=lambda place: photos[place].name)  # SEVA numbers sorted images
+    for file in sorted(source.parent.glob("train_test_split_*.json")):
         content = read_json(file)
         for part in ("train", "test"):
             ids = content.get(f"{part}_ids")
-            if not isinstance(ids, list) or not all(isinstance(i, int) and 0 <= i < len(frames) for i in ids):
-                found = f"`{part}_ids` is no list of numbers from 0 to {len(frames) - 1}"
-                raise ValueError(f"{file}: {found}; accepted are places of frames in transforms.json")
-            listed[f"{part} {known}"] = ids
-    return {part: tuple(places[i] for i in ids if i in places) for part, ids in listed.items()}
+            if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < len(photos) for i in ids):
+                wrong = f"`{part}_ids` is no list of numbers from 0 to {len(photos) - 1}"
+                raise ValueError(f"{file}: {wrong}; accepted are places among the photos sorted by name")
+            found[f"{part} {file.stem.rpartition('_')[2]}"] = tuple(order[by_name[i]] for i in ids)
+    return found
 
 
 def _lines(path: Path) -> tuple[str, ...]:
