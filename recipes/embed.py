@@ -1,4 +1,4 @@
-"""Write a trained pipeline in half precision, small enough to travel in the package: embed.py RUN/model TARGET."""
+"""Write a trained pipeline in half precision, small enough to travel in the package: embed.py RUN/model MEMORY/model TARGET."""
 
 import json
 import sys
@@ -6,12 +6,16 @@ from pathlib import Path
 
 import torch
 
+from diorama.models.checkpoints import check_weights
+from diorama.models.observed_memory import ObservedMemory
 from diorama.pipelines.base import load
 
 if __name__ == "__main__":
-    source, target = map(Path, sys.argv[1:])
+    source, memory, target = map(Path, sys.argv[1:])
     pipeline = load(source, "cpu")
-    for model in (pipeline.autoencoder, pipeline.denoiser):
+    check_weights(ObservedMemory, memory)
+    pipeline.register_modules(memory=ObservedMemory.from_pretrained(memory))
+    for model in (pipeline.autoencoder, pipeline.denoiser, pipeline.memory):
         model.to(torch.float16)
     pipeline.save_pretrained(target)
     for file in target.rglob("config.json"):  # where it lay when it was trained is nobody's business

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The embedded model `tiny`, from nothing: worlds, RAE3D in three stages, DiT3D, half-precision weights.
+# The embedded model `tiny`, from nothing: worlds, RAE3D in three stages, its memory, DiT3D, half-precision weights.
 # Each line resumes where it stopped, so a killed run is started again as it is.
 set -euo pipefail
 runs=${1:-runs/tiny}
@@ -24,8 +24,13 @@ diorama train rae3d --out "$runs/near" "${rae3d[@]}" "${all_seen[@]}" --steps 70
 diorama train rae3d --out "$runs/rae3d" "${rae3d[@]}" --steps 3000 --final-rate 0.02 --point-unit distance \
     --known-views 1 2 2 3 4 4 8 --known-targets 1 --mask-probability 0.3 --start "$runs/near/model"
 
+# What keeps known views sharp; the autoencoder stays as it is, so this and the denoiser may come in either order.
+diorama train observed_memory --out "$runs/memory" --data "$runs/train" --validation "$runs/validation" --device cpu \
+    --devices 2 --autoencoder "$runs/rae3d/model" --precision 32-true --batch 6 --steps 2800 --learning-rate 3e-3 \
+    --warmup 60 --final-rate 0.02 --ema 0.995 --gradient-weight 0.1 --save-every 100 --validate-every 1400
+
 diorama train dit3d --out "$runs/dit3d" "${common[@]}" --autoencoder "$runs/rae3d/model" --title tiny --batch 64 \
     --steps 640 --final-rate 0.02 --ema 0.995 --encoder-views 8 --visible 1 1 2 3 4 --samples 1 \
     --conditions 1 --guidance 1.5 --save-every 100
 
-python recipes/embed.py "$runs/dit3d/model" src/diorama/weights/tiny
+python recipes/embed.py "$runs/dit3d/model" "$runs/memory/model" src/diorama/weights/tiny

@@ -27,8 +27,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def tiny_pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved 3DRAE + 3DDiT of random weights, for 32x32 pixels in three steps."""
-    from .miniature import pipeline
+    from .miniature import observed_memory, pipeline
 
     folder = tmp_path_factory.mktemp("models") / "miniature"
-    pipeline().save_pretrained(folder)
+    pipeline(memory=observed_memory()).save_pretrained(folder)
     return folder

@@ -38,6 +38,13 @@ WEIGHTS = {
         "output_modulation.": "weight bias",
         "output.": "weight bias",
     },
+    "memory": {
+        f"{name}.": "weight bias"
+        for name in (
+            *("trunk.N.N", "known.N", "wanted.N", "blending.N"),
+            *(f"searches.N.{part}" for part in ("mix", "layers.N.N", "score", "choice.N")),
+        )
+    },
 }
 ATTENTION = "attention_norm.weight mlp_norm.weight attention.q_norm.weight attention.k_norm.weight "
 PARTS = {
@@ -54,6 +61,7 @@ CONFIGS = {
     "point_channels ray_frequencies ray_products attention",
     "denoiser": "tokens channels dim layers heads head_dim head_layers head_heads mlp_ratio condition classes qk_norm "
     "head_index",
+    "memory": "widths channels hidden layers hypotheses reach blend",
 }
 
 
@@ -64,6 +72,7 @@ def test_the_index_of_a_saved_pipeline(tiny_pipeline_folder):
         "_class_name": "TokenPipeline",
         "autoencoder": ["diorama.models.rae3d", "RAE3D"],
         "denoiser": ["diorama.models.dit3d", "DiT3D"],
+        "memory": ["diorama.models.observed_memory", "ObservedMemory"],
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
         "title": "miniature",
         "licence": "CC0-1.0",

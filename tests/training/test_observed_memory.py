@@ -83,7 +83,7 @@ def sweep(likely, tried):
         math.log(2),
         tried[None, None, 0],
         torch.zeros(shape),
-        torch.ones(shape)[:, :, :1],
+        *2 * [torch.ones(shape)[:, :, :1]],
     )
 
 
@@ -110,7 +110,9 @@ def test_colour_loss_counts_what_was_seen():
     seen = torch.zeros(1, 1, 1, 2, 2)
     seen[..., 0] = 1
     small = torch.nn.functional.avg_pool2d(true[0], 2)[None]
-    found = Sweep(torch.ones(1, 1, 1, 2, 2), torch.ones(1, 1, 1, 2, 2), 1.0, torch.ones(1, 1, 2, 2), small + 0.5, seen)
+    found = Sweep(
+        torch.ones(1, 1, 1, 2, 2), torch.ones(1, 1, 1, 2, 2), 1.0, torch.ones(1, 1, 2, 2), small + 0.5, seen, seen
+    )
     assert float(colour_loss(found, true)) == pytest.approx(0.25 / 2, rel=1e-4)
     found = found._replace(colours=small + 0.5 * (1 - seen))
     assert float(colour_loss(found, true)) == pytest.approx(0, abs=1e-9)

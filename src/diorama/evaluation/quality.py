@@ -127,6 +127,11 @@ def reconstruction(
     return {name: joined(parts) for name, parts in found.items()}
 
 
+def capped(predicted: Tensor, true: Tensor) -> Tensor:
+    """PSNR up to that of rounding to 8 bits, beyond which pictures are saved as the same."""
+    return psnr(predicted, true).clamp(max=10 * math.log10(12 * 255**2))
+
+
 def joined(parts: Sequence[Scores]) -> Scores:
     """Scores of several batches as one."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -186,8 +191,8 @@ def generation(
             {
                 "generated_psnr": psnr(made[:, :, 1:], true[:, None, 1:].expand_as(made[:, :, 1:])).mean((1, 2)),
                 "regressed_psnr": psnr(regressed[:, 1:], true[:, 1:]).mean(1),
-                "generated_known_psnr": psnr(made[:, :, 0], true[:, None, 0].expand_as(made[:, :, 0])).mean(1),
-                "regressed_known_psnr": psnr(regressed[:, 0], true[:, 0]),
+                "generated_known_psnr": capped(made[:, :, 0], true[:, None, 0].expand_as(made[:, :, 0])).mean(1),
+                "regressed_known_psnr": capped(regressed[:, 0], true[:, 0]),
                 "generated_energy": gradient_energy(made[:, :, 1:]).mean((1, 2)),
                 "regressed_energy": gradient_energy(regressed[:, 1:]).mean(1),
                 "ceiling_energy": gradient_energy(ceiling[:, 1:]).mean(1),

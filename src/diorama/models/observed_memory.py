@@ -24,6 +24,9 @@ SIZES: dict[str, dict[str, Any]] = {  # keyword arguments of ObservedMemory by n
 # fmt: on
 NEAR = 1e-3  # in a known camera's depth over the wanted one's: what comes nearer to its plane than this is behind it
 NEAREST = 0.02  # decoded depth in the latents' frame, below which it is an error of the decoder
+SAME = (
+    2e3  # how fast a known view stops being the wanted one, per squared angle between them: 0.4 is left at 1.2 degrees
+)
 INFINITE = 1e-6  # disparity in that frame, below which a logarithm sees no difference
 
 
@@ -64,6 +67,7 @@ class Sweep(NamedTuple):
     best: Float[Tensor, "batch view h w"]  # disparity of the likeliest
     colours: Float[Tensor, "batch view 3 h w"]  # what the known views show there, as likely as that is
     seen: Float[Tensor, "batch view 1 h w"]  # how likely it is that one sees the place
+    same: Float[Tensor, "batch view 1 h w"]  # 1 where one sees it along the wanted ray itself
 
 
 class Sharpened(NamedTuple):
@@ -100,6 +104,7 @@ class Search(nn.Module):
         self,
         found: Found,
         tried: Float[Tensor, "batch view hypothesis h w"],
+        same: Float[Tensor, "batch_view 1 known h w"],
         context: Float[Tensor, "batch_view channel h w"],
     ) -> tuple[Sweep, Float[Tensor, "batch_view hidden h w"]]:
         """The search's result and features of it; `context` describes the decoded picture, learnt ones, then RGB."""
@@ -116,20 +121,21 @@ class Search(nn.Module):
         share = likely[:, None].to(x)
         summary = (x * share).sum(2)
         weight = found.seen * share[:, :, None]
-        features, clues, seen = ((part * weight).sum(3) for part in (found.features, found.clues, found.seen))
-        colours, seen = self._chosen(features, clues, seen, summary)
-        parts = (part.unflatten(0, tried.shape[:2]) for part in (likely, colours, seen))
-        likely, colours, seen = parts
-        return Sweep(likely, tried, self.step, _best(likely, tried), colours, seen), summary
+        features, clues, seen = ((part * weight).sum(3) for part in found)
+        parts = (likely, *self._chosen(features, clues, seen, same.to(seen) * seen, summary))
+        likely, *rest = (part.unflatten(0, tried.shape[:2]) for part in parts)
+        return Sweep(likely, tried, self.step, _best(likely, tried), *rest), summary
 
-    def _chosen(self, features: Tensor, clues: Tensor, seen: Tensor, summary: Tensor) -> tuple[Tensor, Tensor]:
-        """The colour that the known views agree on, and how likely it is that one of them sees the place."""
+    def _chosen(
+        self, features: Tensor, clues: Tensor, seen: Tensor, same: Tensor, summary: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The colour that the known views agree on, how likely one sees the place, and whether along the same ray."""
         features, clues = (part / seen.clamp(min=1e-2) for part in (features, clues))
         mean, _ = _agreement(features, seen)
         common = summary[:, :, None].expand(-1, -1, seen.shape[2], -1, -1)
         rows = torch.cat([features, (features - mean[:, :, None]).square(), clues, seen, common], 1)
-        share = (self.choice(rows) + seen.clamp(min=1e-4).log()).softmax(2)
-        return (features[:, -3:] * share).sum(2), seen.amax(2)
+        share = (self.choice(rows) + seen.clamp(min=1e-4).log() + 30 * same).softmax(2)
+        return (features[:, -3:] * share).sum(2), seen.amax(2), same.amax(2)
 
 
 class Pointwise(nn.Linear):
@@ -220,7 +226,8 @@ class ObservedMemory(ModelMixin, ConfigMixin):
             tried = search.tried(F.interpolate(disparity, small, mode="nearest" if sweeps else "area"))  # type: ignore[operator]
             found = look_up(known, memory.visible, tried, cameras.resized(*small))
             context = torch.cat([head(features), F.interpolate(flat, small, mode="area")], 1)
-            sweep, summary = search(found, tried, context)
+            same = _same(known.cameras, cameras, F.interpolate(guess, small, mode="area"))
+            sweep, summary = search(found, tried, same, context)
             disparity = sweep.best
             sweeps.append(sweep)
             summaries.append(F.interpolate(summary, size, mode="bilinear"))
@@ -231,7 +238,10 @@ class ObservedMemory(ModelMixin, ConfigMixin):
         unlike = (colours - flat).square().mean(1, keepdim=True)
         told = [colours, rough, seen, shift, doubt, unlike, *summaries, context]
         share, rest = self.blending(torch.cat(told, 1)).split([1, 3], 1)
-        mixed = flat + (share + 2).sigmoid() * seen * (colours - flat) + rest
+        # A camera that is a known one shows the photo itself, which no network needs to learn.
+        same = sweep.same.flatten(0, 1)
+        share = same + (1 - same) * (share + 2).sigmoid() * seen
+        mixed = flat + share * (colours - flat) + (1 - same) * rest
         middle = F.interpolate(_median(sweeps[0]), size, mode="bilinear")
         return Sharpened(mixed.unflatten(0, shape), 1 / middle, sweeps)
 
@@ -295,6 +305,14 @@ def look_up(
     mismatch = theirs.clamp(min=INFINITE).log() + nearer - mine
     clues = torch.cat([nearer.clamp(-2, 2), 4 * (1 - cosine), mismatch.clamp(-2, 2)], 1)
     return Found(torch.cat([features, colours], 1), clues, inside.to(values))
+
+
+def _same(
+    known: Cameras, cameras: Cameras, disparity: Float[Tensor, "batch view h w"]
+) -> Float[Tensor, "batch_view 1 known h w"]:
+    """1 where a wanted camera stands in a known one's place, less the farther apart the surface sees them."""
+    apart = (cameras.centers[:, :, None] - known.centers[:, None]).square().sum(-1)
+    return (-SAME * apart[..., None, None] * disparity[:, :, None].square()).exp().flatten(0, 1)[:, None]
 
 
 def _grid(x: Tensor, y: Tensor, cameras: Cameras) -> Float[Tensor, "*any 2"]:
