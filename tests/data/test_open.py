@@ -154,6 +154,8 @@ def test_gen3r_samples(tmp_path: Path) -> None:
     assert isinstance(views, Views)
     assert views.cameras is not None
     assert views.cameras.centers[:, 0].tolist() == [0, 48]
+    assert views.cameras.centers.dtype == views.images.dtype  # what computes with both needs one precision
+    assert open_capture(tmp_path / "a").cameras.centers.dtype == torch.float64
     wide = open(gen3r(tmp_path / "b", 2, ("0.png", "1.png"), 280, 400))
     assert isinstance(wide, Views)
     assert wide.cameras is not None

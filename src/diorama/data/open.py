@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from diorama.data.cameras import CAMERA_FILES
 from diorama.data.images import VIDEO_SUFFIXES, read_image, read_video
 from diorama.data.images import field_of_view as exif_field_of_view
@@ -144,4 +146,4 @@ def _open_folder(folder: Path) -> Views | Scene:
             scene = read_photos(folder)
         except ValueError as error:
             raise ValueError(f"{str(error).partition(';')[0]}; accepted is {_ACCEPTED}") from error
-    return scene.views()
+    return scene.views().to(torch.float32)  # as images are: what computes with both needs one precision
