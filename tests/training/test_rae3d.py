@@ -3,11 +3,14 @@ from dataclasses import replace
 import pytest
 import torch
 from tests.miniature import rae3d
+from tests.published_dino import in_cache
 from tests.training.conftest import SIDE, VIEWS
 
 from diorama.data.cache import WorldsCache, write_cache
 from diorama.geometry.similarity import Similarity
+from diorama.models.perceptual import Unavailable
 from diorama.models.rae3d import RAE3D
+from diorama.training import rae3d as module
 from diorama.training.rae3d import Config, RAE3DStage, _point_unit, visible_views
 from diorama.training.trainer import Share, Trainer, step_generator
 
@@ -39,7 +42,7 @@ def test_one_step_lowers_the_loss_on_its_batch(config, changes):
 
 def test_a_batch_belongs_to_its_step(config):
     one, other = RAE3DStage(config), RAE3DStage(config)
-    (views, known), (again, count) = one.batch(5), other.batch(5)
+    (views, known, _), (again, count, _) = one.batch(5), other.batch(5)
     assert known == count in (2, 3) and torch.equal(views.images, again.images)
     assert views.images.shape == (3, known + 2, 3, SIDE, SIDE)
     assert not torch.equal(one.batch(6)[0].images[:, :2], views.images[:, :2])
@@ -50,7 +53,7 @@ def test_a_batch_belongs_to_its_step(config):
 def test_the_views_of_a_batch_are_different_views_of_one_scene(config):
     data = WorldsCache(config.data)
     poses = data.camera_to_world
-    views, _ = RAE3DStage(replace(config, batch=8)).batch(0)
+    views = RAE3DStage(replace(config, batch=8)).batch(0).views
     for row in views.cameras.camera_to_world:
         same = (row[:, None, None] == poses).all((-1, -2)).nonzero()  # view, scene, place
         assert len(set(same[:, 1].tolist())) == 1 and len(set(same[:, 2].tolist())) == len(row)
@@ -65,7 +68,7 @@ def places_of(config, views):
 
 def test_point_errors_come_in_the_unit_asked_for(config):
     stage = RAE3DStage(config)
-    views, known = stage.batch(0)
+    views, known, _ = stage.batch(0)
     cameras = views.cameras.normalized()[0][known:]
     points, mask = torch.rand(3, 2, SIDE, SIDE, 3) + 1, views[known:].mask
     centre = cameras.centers[:, :, None, None]
@@ -85,7 +88,7 @@ def test_a_window_takes_neighbouring_views(config):
 
 def test_known_views_come_last_again_where_asked(config):
     stage = RAE3DStage(replace(config, known_views=(3,), target_views=2, known_targets=1))
-    views, known = stage.batch(0)
+    views, known, _ = stage.batch(0)
     assert torch.equal(views.images[:, -1], views.images[:, 0]) and known == 3 and views.images.shape[1] == 5
     assert not torch.equal(views.images[:, -2], views.images[:, 1])
 
@@ -106,10 +109,10 @@ def test_losses_without_points_or_gradients(config):
 def test_the_loss_does_not_depend_on_the_world_it_is_measured_in(config):
     """Cameras are normalised before the model sees them, points by the same map."""
     stage = RAE3DStage(replace(config, noise=0.0))
-    views, known = stage.batch(0)
+    batch = stage.batch(0)
     turn = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]]).expand(3, 3, 3)
-    moved = views.transformed(Similarity(turn, torch.ones(3, 3), torch.full((3,), 2.0)))
-    before, after = losses(stage, (views, known)), losses(stage, (moved, known))
+    moved = batch.views.transformed(Similarity(turn, torch.ones(3, 3), torch.full((3,), 2.0)))
+    before, after = losses(stage, batch), losses(stage, batch._replace(views=moved))
     assert after == pytest.approx(before, rel=1e-3)
 
 
@@ -182,3 +185,130 @@ def test_nothing_and_everything_hidden(config, kind, shown):
     config = config if shown else replace(config, blind_probability=1.0)
     visible = visible_views(50, VIEWS, config, torch.Generator().manual_seed(0))
     assert (visible.sum(1) == shown).all()
+
+
+@pytest.mark.parametrize(("masking", "low", "high"), [("paper", 0.1, 0.6), ("paper-appendix", 0.6, 0.9)])
+def test_the_papers_two_ways_of_hiding_views(config, masking, low, high):
+    config, views = replace(config, masking=masking), 20
+    visible = visible_views(6000, views, config, torch.Generator().manual_seed(0))
+    hidden = (~visible).sum(1)
+    some = hidden[hidden > 0]
+    assert len(some) / 6000 == pytest.approx(0.1, abs=0.01)  # and none hides all
+    assert (int(some.min()), int(some.max())) == (low * views, high * views)
+    assert float(some.float().mean()) == pytest.approx((low + high) / 2 * views, abs=0.03 * views)
+
+
+def test_losses_and_masks_that_cannot_be_meant_are_refused_in_one_line(config):
+    for changes, message in (
+        (dict(masking="paper", mask_probability=0.5), r"--mask-probability 0\.5 with --masking paper, which says 0\.1"),
+        (dict(adversarial_weight=0.75, adversarial_start=5), r"--discriminator-start 50000: .* at most .*start 5"),
+        (dict(lpips_weight=-1.0), r"--lpips-weight -1\.0: accepted is 0 or more"),
+        (dict(point_quantile=0.0), r"--point-quantile 0\.0: accepted is above 0, up to 1"),
+        (dict(adversarial_weight=0.75, discriminator="vgg"), r"discriminator 'vgg': accepted are dinov2-s14, "),
+    ):
+        with pytest.raises(ValueError, match=rf"^{message}[^\n]*$"):
+            RAE3DStage(replace(config, **changes))
+
+
+def test_absent_weights_are_said_before_training(config, monkeypatch, tmp_path):
+    monkeypatch.setenv("DIORAMA_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+    for changes, file in (
+        (dict(lpips_weight=1.0), "vgg16-"),
+        (dict(adversarial_weight=0.75), "dinov2_vits14_pretrain"),
+    ):
+        with pytest.raises(Unavailable, match=rf"^[^\n]*found no {file}[^\n]*$"):
+            RAE3DStage(replace(config, **changes))
+
+
+class Blur(torch.nn.Module):
+    """Stands in for LPIPS, whose published weights no test has."""
+
+    def forward(self, a, b):
+        return (a.mean((1, 2, 3)) - b.mean((1, 2, 3))).square()
+
+
+def test_lpips_counts_as_much_as_asked(config, monkeypatch):
+    monkeypatch.setattr(module, "load_lpips", Blur)
+    batch = RAE3DStage(config).batch(0)
+    plain, half, whole = (losses(RAE3DStage(replace(config, lpips_weight=w)), batch) for w in (0.0, 0.5, 1.0))
+    assert "lpips" not in plain and whole["lpips"] == pytest.approx(2 * half["lpips"]) and whole["lpips"] > 0
+    assert plain == {name: loss for name, loss in whole.items() if name != "lpips"}
+
+
+def test_what_runs_without_the_new_losses_is_what_it_was(config):
+    """The losses of four steps before there were LPIPS, a discriminator and presets of masks."""
+    trainer = Trainer(RAE3DStage(config), config)
+    found = [trainer.train_step()["loss"] for _ in range(4)]
+    assert found == pytest.approx([2.830860138, 3.323836803, 2.537285328, 6.582256317], rel=1e-5)
+
+
+@pytest.fixture
+def adversarial(config, monkeypatch, tmp_path):
+    in_cache(monkeypatch, tmp_path / "cache")
+    return replace(
+        config, adversarial_weight=0.75, discriminator="miniature", discriminator_rate=1e-2, discriminator_start=1,
+        adversarial_start=2, log_every=1,
+    )  # fmt: skip
+
+
+def states(stage):
+    return [{name: x.clone() for name, x in part.state_dict().items()} for part in stage.modules.values()]
+
+
+def same(one, other):
+    return all(torch.equal(x, other[name]) for name, x in one.items())
+
+
+def test_the_discriminator_and_what_it_says_join_at_their_steps(config, adversarial):
+    """Until it counts, the autoencoder is to the last bit the one trained without."""
+    without, joined = (Trainer(RAE3DStage(c), c) for c in (config, adversarial))
+    for step in range(4):
+        (maker, judge), one = states(joined.stage), without.train_step()
+        other = joined.train_step()
+        assert ("discriminator" in other, "adversarial" in other) == (step >= 1, step >= 2)
+        changed, learnt = states(joined.stage)
+        assert not same(changed, maker) and same(learnt, judge) == (step < 1)
+        if step < 2:
+            assert all(other[name] == one[name] for name in ("image", "gradient", "reconstruction_gradient_norm"))
+        assert same(changed, states(without.stage)[0]) == (step < 2)
+    assert other["discrimination_gradient_norm"] > 0 and not joined.stage.model.output.weight.grad
+
+
+def test_resuming_with_two_optimisers_gives_the_same_curve(adversarial):
+    whole, parts = (replace(adversarial, out=adversarial.out / name) for name in ("whole", "parts"))
+    straight = RAE3DStage(whole)
+    Trainer(straight, whole).train()
+    for until in (1, 3, None):  # before, between and after both starts
+        again = RAE3DStage(parts)
+        Trainer(again, parts).train(until)
+    assert (whole.out / "log.jsonl").read_text() == (parts.out / "log.jsonl").read_text()
+    assert all(same(one, other) for one, other in zip(states(straight), states(again), strict=True))
+    saved = torch.load(parts.out / "checkpoint.pt", weights_only=True)
+    assert saved["optimizers"].keys() == {"reconstruction", "discrimination"}
+    assert not any("embed" in name or "blocks" in name for name in saved["modules"]["discriminator"])  # no trunk
+    assert set(RAE3D.from_pretrained(parts.out / "model").state_dict()) == set(straight.model.state_dict())
+
+
+def test_the_makers_pictures_are_the_discriminators_too(adversarial, monkeypatch):
+    """One decoding a step, and no verdict on scenes of which nothing is seen."""
+    visible = torch.tensor([[True, True], [False, False], [False, True]])
+    monkeypatch.setattr(module, "visible_views", lambda *_: visible)
+    stage = RAE3DStage(replace(adversarial, known_views=(2,)))
+    decoded, decode, judged = [], stage.model.decode_images, []
+    monkeypatch.setattr(stage.model, "decode_images", lambda *inputs: decoded.append(decode(*inputs)) or decoded[-1])
+    adversary = stage.adversary
+    for name in ("unlikeliness", "confusion"):
+        plain = getattr(adversary, name)
+        monkeypatch.setattr(adversary, name, lambda *x, plain=plain: judged.append(x[:-1]) or plain(*x))
+    batch = stage.batch(2)
+    assert batch.step == 2
+    found = dict(stage.phases(batch, step_generator(0, 2, 1)))
+    assert found.keys() == {"reconstruction", "discrimination"} and len(decoded) == 1
+    expected, true = (x[[0, 2]].flatten(0, 1) for x in (decoded[0], batch.views.images[:, 2:]))
+    (shown,), (real, made) = judged
+    assert torch.equal(shown, expected) and torch.equal(made, expected) and torch.equal(real, true)
+    visible[:] = False  # then all are judged, so that every process takes part
+    judged.clear()
+    list(stage.phases(batch, step_generator(0, 2, 1)))
+    assert len(judged[0][0]) == 6

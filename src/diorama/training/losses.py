@@ -26,10 +26,12 @@ def point_loss(
     mask: Bool[Tensor, "*batch"],
     *,
     alpha: float = 0.2,
+    quantile: float = 1.0,
 ) -> dict[str, Float[Tensor, ""]]:
     """Aleatoric point-map loss, its plain distance (VGGT) and a pull of confidence to 1 where there is no surface.
 
-    `confidence` is at least 1; per valid point the first term is least at confidence = alpha / distance.
+    `confidence` is at least 1; per valid point the first term is least at confidence = alpha / distance. A `quantile`
+    below 1 leaves out each term's greatest values (VGGT: 0.98).
     """
     count = mask.sum().clamp(min=1)
     # Emptied before the root as well: a NaN outside the mask would pass its gradient back as 0 times NaN.
@@ -37,11 +39,36 @@ def point_loss(
     # The square root has no gradient at a perfect prediction; the epsilon is far below any scene's detail.
     distance = error.square().sum(-1).add(1e-12).sqrt().clamp(max=100).where(mask, 0.0)
     log_confidence = confidence.log()
+    confident = (distance * confidence - alpha * log_confidence).where(mask, 0.0)
     return {
-        "confident": (distance * confidence - alpha * log_confidence).where(mask, 0.0).sum() / count,
-        "distance": distance.sum() / count,
+        "confident": confident.sum() / count if quantile == 1 else _mean_below(confident[mask], quantile),
+        "distance": distance.sum() / count if quantile == 1 else _mean_below(distance[mask], quantile),
         "empty": alpha * log_confidence.where(~mask, 0.0).sum() / (~mask).sum().clamp(min=1),
     }
+
+
+def _mean_below(values: Float[Tensor, " value"], quantile: float) -> Float[Tensor, ""]:
+    """Mean of what is below a quantile (nearest rank), where more than 1000 values are."""
+    if len(values) > 1000:
+        limit = values.detach().kthvalue(1 + round(quantile * (len(values) - 1))).values
+        kept = values[values < limit]
+        values = kept if len(kept) > 1000 else values
+    return values.sum() / max(1, len(values))
+
+
+def hinge_loss(real: Float[Tensor, "*any"], made: Float[Tensor, "*any"]) -> Float[Tensor, ""]:
+    """The discriminator's: logits of what is real should be above 1, of what is made below -1."""
+    return 0.5 * ((1 - real).relu().mean() + (1 + made).relu().mean())
+
+
+def gradient_ratio(
+    reconstruction: Float[Tensor, "*any"], adversarial: Float[Tensor, "*any"], *, limit: float = 1e4
+) -> Float[Tensor, ""]:
+    """How much the adversarial loss has to count to weigh as much as reconstruction does, by both losses' gradients.
+
+    Gradients are those of the last layer's weights (VQGAN, RAE).
+    """
+    return (reconstruction.norm() / (adversarial.norm() + 1e-6)).clamp(max=limit).detach()
 
 
 def velocity_loss(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,11 @@ from diorama.data.transforms import mirrored
 from diorama.evaluation.metrics import depth_abs_rel, psnr
 from diorama.geometry.cameras import Cameras
 from diorama.models.checkpoints import check_weights
+from diorama.models.perceptual import load_lpips
 from diorama.models.rae3d import RAE3D, SIZES
 from diorama.pipelines.tokens import encode_views
 from diorama.scene import Views
+from diorama.training.adversarial import Adversary, balanced
 from diorama.training.losses import gradient_loss, point_loss
 from diorama.training.trainer import WHOLE, Run, Share, matrix_optimizers, step_generator
 
@@ -54,24 +56,61 @@ class Config(Run):
     """Share of hidden views in those samples."""
     blind_probability: float = 0.02
     """Share of samples all of whose views hide their image."""
+    masking: Literal["own", "paper", "paper-appendix"] = "own"
+    """Which views hide their image: as the three settings above say, or as the paper's table 5 or its section A.4."""
     mirror: bool = False
     """Show half of the samples as their mirror image."""
     gradient_weight: float = 0.0
     """Weight of the image-gradient loss."""
+    lpips_weight: float = 0.0
+    """Weight of LPIPS (the paper: 1), over the VGG16 in your cache of published weights."""
+    adversarial_weight: float = 0.0
+    """Weight of the adversarial loss (the paper: 0.75), brought to the image losses' strength; 0: no discriminator."""
+    discriminator: str = "dinov2-s14"
+    """What the discriminator looks through: dinov2-s14 (the paper), dino-s8 (RAE) or dino-s16, whose published weights
+    must be in your cache, or worlds64, which is embedded."""
+    discriminator_rate: float = 2e-4
+    """Peak rate of the discriminator's AdamW."""
+    discriminator_start: int = 50_000
+    """Step from which on the discriminator learns."""
+    adversarial_start: int = 60_000
+    """Step from which on the adversarial loss counts."""
     point_weight: float = 1.0
     """Weight of the point-map losses."""
+    point_quantile: float = 1.0
+    """Share of a batch's point errors that counts, the greatest being outliers (VGGT: 0.98)."""
     point_unit: Literal["frame", "scene", "distance"] = "frame"
     """Unit of point errors: the latent frame's (farthest camera), the scene's mean point distance (VGGT), or each
     point's own distance from its camera, which weighs near and far alike as AbsRel does."""
 
 
+class Masking(NamedTuple):
+    """How views hide their image; the fields are those of Config."""
+
+    mask_probability: float
+    mask_ratio: tuple[float, float]
+    blind_probability: float
+
+
+# The paper contradicts itself; A.4's share of views is that of its denoiser's training (table 6).
+MASKINGS = {"paper": Masking(0.1, (0.1, 0.6), 0.0), "paper-appendix": Masking(0.1, (0.6, 0.9), 0.0)}
+
+
+class Sample(NamedTuple):
+    """A step's batch."""
+
+    views: Views
+    known: int  # how many of the views are the encoder's, the rest is to be predicted
+    step: int
+
+
 def visible_views(batch: int, views: int, config: Config, generator: torch.Generator) -> Bool[Tensor, "batch view"]:
     """Which views show their image: some samples hide a share of theirs, a few hide all."""
-    low, high = config.mask_ratio
+    probability, (low, high), blind = _masking(config)
     kind = torch.rand(batch, generator=generator)
     ratio = low + (high - low) * torch.rand(batch, generator=generator)
-    hidden = torch.where(kind < config.mask_probability, (ratio * views).round(), 0.0)
-    hidden = torch.where(kind > 1 - config.blind_probability, float(views), hidden)
+    hidden = torch.where(kind < probability, (ratio * views).round(), 0.0)
+    hidden = torch.where(kind > 1 - blind, float(views), hidden)
     return torch.rand(batch, views, generator=generator).argsort(1) >= hidden[:, None]
 
 
@@ -83,14 +122,22 @@ class RAE3DStage:
         self.config = config
         self.data, self.held_out = WorldsCache(config.data), WorldsCache(config.validation)
         _check_views(config, self.data.views, self.held_out.views)
+        _check_losses(config)
         self.model = RAE3D(**SIZES[config.size])
         if config.start:
             check_weights(RAE3D, config.start)
             self.model.load_state_dict(RAE3D.from_pretrained(config.start, torch_dtype=torch.float32).state_dict())
         self.modules: dict[str, nn.Module] = {"rae3d": self.model}
         self.optimizers = {"reconstruction": matrix_optimizers(self.model, config, config.muon_rate)}
+        self.lpips = load_lpips() if config.lpips_weight else None
+        self.adversary = Adversary(config.discriminator) if config.adversarial_weight else None
+        if self.adversary:
+            judge = torch.optim.AdamW(
+                self.adversary.heads.parameters(), config.discriminator_rate, betas=(0.9, 0.95), weight_decay=0.0
+            )
+            self.modules["discriminator"], self.optimizers["discrimination"] = self.adversary.heads, [judge]
 
-    def batch(self, step: int, share: Share = WHOLE) -> tuple[Views, int]:
+    def batch(self, step: int, share: Share = WHOLE) -> Sample:
         """Views of random scenes, the first `known` for the encoder, the rest to be predicted."""
         config, generator = self.config, step_generator(self.config.seed, step, 0)
         window = min(config.window or self.data.views, self.data.views)
@@ -107,33 +154,57 @@ class RAE3DStage:
         views = self.data.batch(share(scenes), share(torch.where(keep, sorted_known, order)))
         if config.mirror:
             views = mirrored(views, share(torch.rand(config.batch, generator=generator) < 0.5))
-        return views, known
+        return Sample(views, known, step)
 
-    def phases(self, batch: tuple[Views, int], generator: torch.Generator) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """The one phase: image, gradient and point losses."""
-        config, (views, known) = self.config, batch
+    def phases(self, batch: Sample, generator: torch.Generator) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Image and point losses; then, on the same images, the discriminator's where there is one and it is time."""
+        config, (views, known, step) = self.config, batch
         device = self.model.device
         scenes = views.images.shape[0]
-        visible = visible_views(scenes, known, config, generator).to(device)
+        visible = visible_views(scenes, known, config, generator)
         level = config.noise * torch.rand(scenes, 1, 1, generator=generator)
         cameras, similarity = views.cameras.normalized()  # type: ignore[union-attr]
         views, cameras = views.to(device), cameras.to(device)
-        latents = encode_views(self.model, views[:known], cameras[:known], visible)
+        latents = encode_views(self.model, views[:known], cameras[:known], visible.to(device))
         noise = torch.randn(latents.shape, generator=generator) * level
         cache = self.model.cache(latents + noise.to(device))
         target, rays = views[known:], cameras[known:].plucker()
-        images = self.model.decode_images(cache, rays)
-        losses = {"image": F.mse_loss(images.float(), target.images)}
-        if config.gradient_weight:
-            losses["gradient"] = config.gradient_weight * gradient_loss(images.float(), target.images)
+        images = self.model.decode_images(cache, rays).float()
+        # Nobody can tell how a scene looks of which nothing is seen: a mean image is right there, and not realistic.
+        judged = visible.any(1).nonzero().flatten() if visible.any() else torch.arange(scenes)
+        if self.adversary and step >= config.adversarial_start:
+            losses = balanced(
+                images,
+                self.model.output.weight,
+                lambda shown: self._image_losses(shown, target.images),
+                lambda shown: self.adversary.unlikeliness(shown[judged].flatten(0, 1), generator),  # type: ignore[union-attr]
+                config.adversarial_weight,
+            )
+        else:
+            losses = self._image_losses(images, target.images)
         if config.point_views and config.point_weight:
             some = target[: config.point_views]
             points, confidence = self.model.decode_points(cache, rays[:, : config.point_views])
             true: Tensor = similarity.to(device).apply(some.points)  # type: ignore[arg-type]
             unit = _point_unit(config.point_unit, true, some.mask, cameras[known : known + config.point_views])  # type: ignore[arg-type]
-            terms = point_loss(points / unit, 1 + confidence, true / unit, some.mask)  # type: ignore[arg-type]
+            parts = (points / unit, 1 + confidence, true / unit, some.mask)
+            terms = point_loss(*parts, quantile=config.point_quantile)  # type: ignore[arg-type]
             losses |= {f"point_{name}": config.point_weight * value for name, value in terms.items()}
         yield "reconstruction", losses
+        if self.adversary and step >= config.discriminator_start:
+            pair = (x[judged].flatten(0, 1) for x in (target.images, images))
+            yield "discrimination", {"discriminator": self.adversary.confusion(*pair, generator)}
+
+    def _image_losses(
+        self, images: Float[Tensor, "batch view 3 height width"], true: Float[Tensor, "batch view 3 height width"]
+    ) -> dict[str, Float[Tensor, ""]]:
+        config, losses = self.config, {"image": F.mse_loss(images, true)}
+        if config.gradient_weight:
+            losses["gradient"] = config.gradient_weight * gradient_loss(images, true)
+        if self.lpips is not None:
+            net = self.lpips.to(images.device)
+            losses["lpips"] = config.lpips_weight * net(images.flatten(0, 1), true.flatten(0, 1)).mean()
+        return losses
 
     def validate(self) -> tuple[dict[str, float], Float[Tensor, "3 height width"]]:
         """PSNR of unseen views from 4, 2 and 1 known ones, AbsRel of depth from 4, and pictures.
@@ -175,6 +246,28 @@ def _check_views(config: Config, views: int, held_out: int) -> None:
         raise ValueError(f"{config.data}: {known} known views of {window} leave none to predict; accepted are fewer")
     if held_out < 2:
         raise ValueError(f"{config.validation}: found {held_out} view a scene; accepted are 2 or more")
+
+
+def _masking(config: Config) -> Masking:
+    own = Masking(config.mask_probability, config.mask_ratio, config.blind_probability)
+    return MASKINGS.get(config.masking, own)
+
+
+def _check_losses(config: Config) -> None:
+    """ValueError, in one line, for losses and masks that cannot be meant."""
+    if config.masking != "own":
+        for name, value in _masking(config)._asdict().items():
+            if (given := getattr(config, name)) not in (value, Config.__dataclass_fields__[name].default):
+                flag = f"--{name.replace('_', '-')} {given}"
+                raise ValueError(f"{flag} with --masking {config.masking}, which says {value}: accepted is one of them")
+    if config.adversarial_weight and config.discriminator_start > config.adversarial_start:
+        found = f"--discriminator-start {config.discriminator_start}"
+        raise ValueError(f"{found}: accepted is at most --adversarial-start {config.adversarial_start}")
+    for name in ("lpips_weight", "adversarial_weight"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(config, name)}: accepted is 0 or more")
+    if not 0 < config.point_quantile <= 1:
+        raise ValueError(f"--point-quantile {config.point_quantile}: accepted is above 0, up to 1")
 
 
 def _point_unit(
