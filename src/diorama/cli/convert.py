@@ -86,7 +86,7 @@ def _write_gen3r(source: Path, folder: Path, dtype: "torch.dtype", progress: Pro
         parts[name].save_pretrained(folder / name)
         if name in GEN3R:
             parts[name].to("meta")
-    Gen3RPipeline(**parts, **PUBLISHED).save_config(folder)
+    Gen3RPipeline(**parts, **PUBLISHED).save_config(folder)  # type: ignore[arg-type]
     progress(len(names), len(names))
 
 
@@ -94,5 +94,5 @@ def _write_vggt(source: Path, folder: Path, dtype: "torch.dtype", progress: Prog
     from diorama.pipelines.vggt import VGGTPipeline
 
     pipeline = VGGTPipeline.load_folder(source)
-    pipeline.vggt.to(dtype)
+    pipeline.vggt.to(dtype)  # type: ignore[arg-type]
     pipeline.save_pretrained(folder)

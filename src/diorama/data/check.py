@@ -192,7 +192,7 @@ def _warped(
     for convention, relative in _relative(cameras, scene.convention).items():
         moved = points @ torch.from_numpy(relative[:3, :3]).mT + torch.from_numpy(relative[:3, 3])
         found[convention] = _disagreement(moved, there, depths[1], round(LANDING * len(points)))
-    return found, tuple(depths[0].shape)
+    return found, tuple(depths[0].shape)  # type: ignore[return-value]
 
 
 def _disagreement(

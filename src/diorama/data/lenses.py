@@ -83,7 +83,7 @@ class Lens:
         factor = (1 + above) / (1 + below)
         p1, p2 = self.tangential
         slant = np.stack([2 * p1 * x * y + p2 * (square + 2 * x * x), p1 * (square + 2 * y * y) + 2 * p2 * x * y], -1)
-        return places * factor[..., None] + slant
+        return places * factor[..., None] + slant  # type: ignore[index]
 
     def intrinsics(self) -> Float[np.ndarray, "3 3"]:
         """Of the straightened photo, in pixels; the focal length grows where a corner would see past the photo.

@@ -24,9 +24,16 @@ GLOG_ERROR = 2  # pycolmap says everything else on the screen, image by image
 class PoseEstimator(Protocol):
     """What finds the cameras of images; None where it cannot place every one of them."""
 
-    name: str
+    licence: str  # of its weights
 
-    def __call__(self, images: Float[Tensor, "view 3 height width"]) -> Cameras | None: ...
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        ...
+
+    def __call__(self, images: Float[Tensor, "view 3 height width"]) -> Cameras | None:
+        """Cameras of the images' own size."""
+        ...
 
 
 def find_estimator(text: str, device: str | torch.device = "cpu") -> PoseEstimator:
@@ -104,7 +111,7 @@ def _cameras(registered: list[Any], lenses: Any, height: int, width: int) -> Cam
     registered = sorted(registered, key=lambda image: image.name)
     inverse = torch.eye(4, dtype=torch.float64).repeat(len(registered), 1, 1)
     # A method since COLMAP 3.12, whose images hang on the frames of a rig.
-    poses = [image.cam_from_world() if callable(image.cam_from_world) else image.cam_from_world for image in registered]
+    poses: list[Any] = [image.cam_from_world() if callable(image.cam_from_world) else image.cam_from_world for image in registered]
     inverse[:, :3] = torch.from_numpy(np.stack([pose.matrix() for pose in poses]))
     matrices = np.stack([lenses[image.camera_id].calibration_matrix() for image in registered])
     return Cameras(inverse.inverse().float(), torch.from_numpy(matrices).float(), height, width)

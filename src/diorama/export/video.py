@@ -4,6 +4,7 @@ import io
 import math
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -49,7 +50,7 @@ def write_video(
     # In memory first: ffmpeg does not report every failed write, and a video is small.
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream(encoder, rate=Fraction(fps).limit_denominator(1001), options=options)
+        stream: Any = container.add_stream(encoder, rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         if codec == "h265":
             stream.codec_context.codec_tag = "hvc1"  # Apple's players show no other

@@ -83,7 +83,7 @@ class CausalConv3d(nn.Conv3d):
         even, odd = frames[:, ::2], frames[:, 1::2]
         a, b, c, d = (part.flatten(0, 1) for part in (even[:, :-1], odd[:, :-1], even[:, 1:], odd[:, 1:]))
         first, second, third = self.weight.unbind(2)
-        convolved = partial(F.conv2d, padding=self.padding[1:])
+        convolved = partial(F.conv2d, padding=self.padding[1:])  # type: ignore[call-arg]
         mean = convolved(b + c, (first + second + third) / 2, self.bias)
         half = convolved(c - b, (first - second + third) / 2)
         pairs = torch.stack([mean + half + convolved(a - c, first), mean - half - convolved(b - d, third)], 1)

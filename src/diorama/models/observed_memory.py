@@ -207,7 +207,7 @@ class ObservedMemory(ModelMixin, ConfigMixin):
             size = features.shape[-2:]
             rows = torch.cat([head(features).float(), F.interpolate(plain, size, mode="area")], 1)
             levels.append(Level(rows.unflatten(0, images.shape[:2]), cameras.resized(*size)))
-        return Memory(*levels, visible)
+        return Memory(*levels, visible)  # type: ignore[call-arg]
 
     def forward(
         self,

@@ -183,5 +183,5 @@ def _built(
         state[name] = done[place]
     model.load_state_dict(state, assign=True)
     if hasattr(model, "tie_weights"):
-        model.tie_weights()
-    return model.to(device).eval()  # buffers, which no file holds
+        model.tie_weights()  # type: ignore[call-arg]
+    return model.to(device).eval()  # buffers, which no file holds  # type: ignore[arg-type]

@@ -38,7 +38,8 @@ def at_once(x: Tensor, rescale: nn.Module, level: nn.Module) -> Tensor:
         return level(rescale(x))
     x = torch.cat([x, x.new_ones(len(x), 1, *x.shape[2:])], 1)
     weight = torch.cat([rescale.weight, rescale.bias[None, :, None, None].expand(1, -1, *rescale.kernel_size)])
-    weight = F.conv2d(weight, level.weight, padding=2)  # what one pixel's patch becomes
+    # What one pixel's patch becomes.
+    weight = F.conv2d(weight, level.weight, padding=2)  # type: ignore[arg-type, call-arg]
     return F.conv_transpose2d(x, weight, stride=rescale.stride, padding=1)
 
 

@@ -86,7 +86,7 @@ def placed(views: Views, wanted: Cameras | Shot | None) -> tuple[Condition, Came
         return Condition(views, tuple(range(len(views)))), wanted
     at: list[int] = []
     path, known = wanted.path(), views.cameras.path().fitted(wanted.height, wanted.width)
-    for number, camera in enumerate(known):
+    for number, camera in enumerate(known):  # type: ignore[arg-type]
         far = path.deviation(camera.to(path.camera_to_world))
         far[:, 1] /= path.extent.clamp(min=1e-6)
         free = [place for place in (far.amax(-1) < POSE_TOLERANCE).nonzero().flatten().tolist() if place not in at]
@@ -103,7 +103,8 @@ def photos_for(condition: Condition, wanted: Cameras | Shot) -> Float[Tensor, "k
     if isinstance(wanted, Cameras):
         return known.images_for(wanted[condition.at])
     size, poses = known.images.shape[-2:], torch.eye(4).repeat(len(known), 1, 1)
-    lens = Cameras.from_fov(60.0, *size, poses)  # any lens: only what part of the image is taken matters
+    # Any lens: only what part of the image is taken matters.
+    lens = Cameras.from_fov(60.0, *size, poses)  # type: ignore[call-arg]
     return replace(known, cameras=lens, points=None).images_for(lens.fitted(wanted.height, wanted.width))
 
 

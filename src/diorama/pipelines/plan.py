@@ -4,7 +4,7 @@ Every stage runs as in its pipeline, at full size, on tensors that have a shape 
 """
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ class Stage(NamedTuple):
     """Bytes on the device while one part works."""
 
     name: str
-    weights: dict[str, int]  # for every way to offload
+    weights: Mapping[str, int]  # for every way to offload
     activations: int  # most at once, what earlier stages left there among them
 
     def together(self, offload: str) -> int:
@@ -192,7 +192,7 @@ def _gen3r_parts(dtype: torch.dtype) -> dict[str, Any]:
 
     text = UMT5Config(vocab_size=256384, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64)
     sizes = dict(hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=16)
-    photo = CLIPVisionConfig(**sizes, image_size=224, patch_size=14, hidden_act="gelu")
+    photo = CLIPVisionConfig(**sizes, image_size=224, patch_size=14, hidden_act="gelu")  # type: ignore[arg-type]
     return {
         "text_encoder": _made(lambda: UMT5EncoderModel(text), dtype),
         "image_encoder": _made(lambda: CLIPVisionModel(photo), dtype),

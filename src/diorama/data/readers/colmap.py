@@ -39,7 +39,7 @@ def find_model(folder: Path) -> Path | None:
             siblings = sorted(path for path in (folder / place).parent.glob("*") if path.is_dir() and _files(path))
             if place != "sparse/0" or len(siblings) < 2:
                 return folder / place
-            return max(siblings, key=lambda path: _files(path)[1].stat().st_size)
+            return max(siblings, key=lambda path: _files(path)[1].stat().st_size)  # type: ignore[index]
     return None
 
 
@@ -52,7 +52,7 @@ def read_colmap(folder: str | Path, photos: str | None = None) -> CapturedScene:
     model = find_model(folder)
     if model is None:
         raise ValueError(f"{folder}: found no cameras and images (.txt or .bin); accepted is a folder with COLMAP's")
-    camera_file, image_file = _files(model)
+    camera_file, image_file = _files(model)  # type: ignore[misc]
     lenses = _lenses(camera_file)
     taken = sorted(_images(image_file), key=lambda item: natural(item.name))
     if not taken:

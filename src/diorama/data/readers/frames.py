@@ -59,7 +59,7 @@ def read_frames(folder: str | Path, profile: Profile, sequence: str | None = Non
         if values[0] is None or values[1] is None or not np.isfinite(values[0]).all():
             continue
         try:
-            camera, lens = _camera(path, profile, *values)
+            camera, lens = _camera(path, profile, *values)  # type: ignore[arg-type]
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         frames.append(Frame(str(path), partial(_image, path, lens), camera, _depth_of(folder, names, profile, lens)))

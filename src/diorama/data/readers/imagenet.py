@@ -65,7 +65,7 @@ def _row(line: str, where: str) -> dict[str, Any]:
     for key in _NUMBERS:
         value = row.get(key)
         whole = isinstance(value, int) if key in ("height", "width") else isinstance(value, int | float)
-        if isinstance(value, bool) or not whole or not 0 < value < 1e6:
+        if isinstance(value, bool) or not whole or not 0 < value < 1e6:  # type: ignore[operator]
             raise ValueError(f"{where}: {key} is {value!r:.40}; accepted is a positive number")
     return row
 

@@ -141,7 +141,7 @@ def _depth(file: Path, unit: float, lens: Lens | None) -> Float[Tensor, "height 
     stored = _DEPTHS.get(file.suffix.lower())
     if stored is None:
         raise ValueError(f"{file}: found depth in another format; accepted are {', '.join(_DEPTHS)}")
-    depth = torch.from_numpy(read_depth(file, stored)) * unit
+    depth = torch.from_numpy(read_depth(file, stored)) * unit  # type: ignore[arg-type]
     return depth if lens is None else lens.straightened(depth, "nearest")
 
 
