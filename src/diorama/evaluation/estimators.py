@@ -111,7 +111,8 @@ def _cameras(registered: list[Any], lenses: Any, height: int, width: int) -> Cam
     registered = sorted(registered, key=lambda image: image.name)
     inverse = torch.eye(4, dtype=torch.float64).repeat(len(registered), 1, 1)
     # A method since COLMAP 3.12, whose images hang on the frames of a rig.
-    poses: list[Any] = [image.cam_from_world() if callable(image.cam_from_world) else image.cam_from_world for image in registered]
+    found: list[Any] = [image.cam_from_world for image in registered]
+    poses = [pose() if callable(pose) else pose for pose in found]
     inverse[:, :3] = torch.from_numpy(np.stack([pose.matrix() for pose in poses]))
     matrices = np.stack([lenses[image.camera_id].calibration_matrix() for image in registered])
     return Cameras(inverse.inverse().float(), torch.from_numpy(matrices).float(), height, width)
