@@ -312,3 +312,13 @@ def test_the_makers_pictures_are_the_discriminators_too(adversarial, monkeypatch
     judged.clear()
     list(stage.phases(batch, step_generator(0, 2, 1)))
     assert len(judged[0][0]) == 6
+
+
+def test_half_precision_trains_both(adversarial):
+    config = replace(adversarial, precision="bf16-mixed", discriminator_start=0, adversarial_start=0)
+    stage = RAE3DStage(config)
+    before = states(stage)
+    report = Trainer(stage, config).train_step()
+    assert report["adversarial"] != 0 and report["discriminator"] == pytest.approx(1, abs=0.2)
+    assert not any(same(one, other) for one, other in zip(states(stage), before, strict=True))
+    assert all(p.dtype == torch.float32 for part in stage.modules.values() for p in part.parameters())

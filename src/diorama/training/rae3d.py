@@ -67,8 +67,7 @@ class Config(Run):
     adversarial_weight: float = 0.0
     """Weight of the adversarial loss (the paper: 0.75), brought to the image losses' strength; 0: no discriminator."""
     discriminator: str = "dinov2-s14"
-    """What the discriminator looks through: dinov2-s14 (the paper), dino-s8 (RAE) or dino-s16, whose published weights
-    must be in your cache, or worlds64, which is embedded."""
+    """What the discriminator looks through: dinov2-s14 (the paper), dino-s8 (RAE), dino-s16 or worlds64 (embedded)."""
     discriminator_rate: float = 2e-4
     """Peak rate of the discriminator's AdamW."""
     discriminator_start: int = 50_000
