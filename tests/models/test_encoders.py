@@ -257,31 +257,35 @@ def test_positions_are_resized_once_for_every_size(encoder, monkeypatch):
     assert made == [DIM, DIM]
 
 
-def test_a_table_is_made_again_for_another_type_and_the_oldest_is_forgotten():
+def test_the_oldest_table_is_forgotten():
     made = []
 
     def resized(tokens, height, width):
         made.append((height, width))
-        return torch.zeros(1, height * width, 2, dtype=tokens.dtype)
+        return torch.zeros(1, height * width, 2)
 
-    cache = PositionCache(resized)
-    tokens = torch.zeros(1, 1, 2)
+    cache, tokens = PositionCache(resized), torch.zeros(1, 1, 2)
     assert cache(tokens, 1, 2) is cache(tokens, 1, 2)
-    assert cache(tokens.double(), 1, 2).dtype == torch.float64
-    assert made == [(1, 2), (1, 2)]
+    assert made == [(1, 2)]
     for width in range(SIZES_KEPT):
         cache(tokens, 2, width + 1)
     assert len(cache.known) == SIZES_KEPT
     cache(tokens, 1, 2)
-    assert made.count((1, 2)) == 3
+    assert made.count((1, 2)) == 2
 
 
-def test_half_precision_is_near(encoder):
+def test_half_precision_is_near_and_leaves_no_table_behind(encoder):
     picture = images(1, 28, 42)
     expected = encoder(picture, (2, 3))
-    found = encoder.to(torch.bfloat16)(picture, (2, 3))
-    assert found.dtype == torch.bfloat16
-    assert (found.float() - expected).norm() < 0.1 * expected.norm()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = encoder(picture, (2, 3))
+    half = encoder.to(torch.bfloat16)(picture, (2, 3))
+    assert half.dtype == torch.bfloat16
+    for found in (mixed, half):
+        assert (found.float() - expected).norm() < 0.1 * expected.norm()
+    wide = encoder.to(torch.float32)
+    assert wide(picture, (2, 3)).dtype == torch.float32
+    assert all(table.dtype == torch.float32 for table in wide.positions.known.values())
 
 
 def test_the_digest_is_of_the_weights_and_not_of_their_files(kind, folders, tmp_path):

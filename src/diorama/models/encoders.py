@@ -6,6 +6,7 @@ from the user's caches and never fetched; the class token and registers are drop
 
 import hashlib
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,19 +56,19 @@ class PositionCache:
 
     def __init__(self, resized: Callable[[Tensor, int, int], Tensor]) -> None:
         self.resized = resized
-        self.known: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
+        self.known: dict[tuple[int, int], Tensor] = {}
 
     def __call__(self, tokens: Tensor, height: int, width: int) -> Float[Tensor, "1 token dim"]:
         """The table for images of that size, which gave these tokens."""
-        key = height, width, tokens.device, tokens.dtype  # a model that has moved has another table
-        if key not in self.known:
+        size = height, width
+        if size not in self.known:
             if len(self.known) == SIZES_KEPT:
                 self.known.pop(next(iter(self.known)))
-            self.known[key] = self.resized(tokens, height, width)
-        return self.known[key]
+            self.known[size] = self.resized(tokens, height, width)
+        return self.known[size]
 
 
-class FrozenEncoder(nn.Module):
+class FrozenEncoder(nn.Module, ABC):
     """Patch tokens of a vision transformer that is never trained: no gradients, always in evaluation mode.
 
     With `layers` > 1 they are the sum of so many last layers, each through the final norm (RAEv2, arXiv 2605.18324):
@@ -76,6 +77,7 @@ class FrozenEncoder(nn.Module):
 
     mean: Tensor
     std: Tensor
+    positions: PositionCache
 
     def __init__(self, *, patch: int, dim: int, depth: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
@@ -88,11 +90,15 @@ class FrozenEncoder(nn.Module):
         """Stays in evaluation mode, whatever it is a part of."""
         return super().train(False)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FrozenEncoder":
+        self.positions.known.clear()  # tables of another device or type
+        return super()._apply(fn, recurse)
+
+    @abstractmethod
     def hidden(
         self, images: Float[Tensor, "batch 3 height width"], count: int
     ) -> list[Float[Tensor, "batch token dim"]]:
         """Patch tokens of the last `count` layers, through the final norm, of normalised images."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def forward(
@@ -121,7 +127,8 @@ class Library(FrozenEncoder):
         self.model: Any = model
         self.siglip = hasattr(model, "post_layernorm")
         self.special = 0 if self.siglip else 1 + getattr(config, "num_register_tokens", 0)
-        self.model.embeddings.interpolate_pos_encoding = PositionCache(model.embeddings.interpolate_pos_encoding)  # type: ignore[union-attr, arg-type]
+        self.positions = PositionCache(self.model.embeddings.interpolate_pos_encoding)
+        self.model.embeddings.interpolate_pos_encoding = self.positions
 
     def hidden(
         self, images: Float[Tensor, "batch 3 height width"], count: int
@@ -168,7 +175,7 @@ class DA3(FrozenEncoder):
             square = table[:, 1:].mT.unflatten(-1, (side, side))
             resized = F.interpolate(square, scale_factor=scale, mode="bicubic")
             table = torch.cat([table[:, :1], resized.flatten(2).mT], 1)
-        return table.to(tokens.dtype)
+        return table.to(self.position.dtype)
 
     def hidden(
         self, images: Float[Tensor, "batch 3 height width"], count: int
