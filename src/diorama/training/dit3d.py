@@ -161,6 +161,7 @@ class DiT3DStage:
         check_weights(RAE3D, config.autoencoder)
         device = pick_device(config.device)  # frozen, so that the loop, which moves what it trains, leaves it alone
         self.autoencoder = RAE3D.from_pretrained(config.autoencoder).eval().requires_grad_(False)
+        self.autoencoder.load_encoder()  # here, so that one that is missing is said before any work
         nn.Module.to(self.autoencoder, device)
         self.data, self.held_out = WorldsCache(config.data), WorldsCache(config.validation)
         for folder, cache in ((config.data, self.data), (config.validation, self.held_out)):

@@ -62,6 +62,7 @@ class ObservedMemoryStage:
         check_weights(RAE3D, config.autoencoder)
         self.autoencoder = RAE3D.from_pretrained(config.autoencoder, torch_dtype=torch.float32)
         self.autoencoder.eval().requires_grad_(False)
+        self.autoencoder.load_encoder()  # here, so that one that is missing is said before any work
         nn.Module.to(self.autoencoder, pick_device(config.device))  # frozen, so the loop leaves it where it is
         if self.autoencoder.point_decoder is None:
             raise ValueError(f"{config.autoencoder}: decodes no points; accepted is a RAE3D with point_layers")
