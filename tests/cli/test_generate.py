@@ -27,6 +27,9 @@ from diorama.export import folder as folder_writer
 
 from .conftest import Command
 
+PHOTOS = "cameras fov poses views size out model device"
+PARTS = "dtype offload tiling points step-cache negative-prompt scale"
+
 
 def opened(path: str | Path) -> Scene:
     made = diorama.open(path)
@@ -348,8 +351,8 @@ def test_what_a_size_means() -> None:
 @pytest.mark.parametrize(
     ("verb", "groups", "flags"),
     [
-        (generate, "photo camera output model", "cameras fov views size out model device seed steps guidance prompt"),
-        (reconstruct, "photo camera output model", "cameras fov views size out model device"),
+        (generate, "photo camera output model parts", f"{PHOTOS} {PARTS} seed steps guidance prompt"),
+        (reconstruct, "photo camera output model parts", f"{PHOTOS} {PARTS} seed steps guidance prompt"),
         (render, "camera output model", "trajectory views size out overwrite model device"),
         (demo, "output model", "out overwrite model device seed"),
     ],

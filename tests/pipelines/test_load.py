@@ -4,7 +4,7 @@ import pytest
 import torch
 from tests.miniature import dit3d, images, path, pipeline
 
-from diorama.pipelines.base import PIPELINES, embedded_models, load, pick_device
+from diorama.pipelines.base import PIPELINES, embedded_models, find_model, load, pick_device
 from diorama.scene import Condition, Views
 
 
@@ -113,3 +113,19 @@ def test_auto_is_the_best_device_that_is_here():
 @pytest.mark.parametrize("name", embedded_models())
 def test_embedded_models_load(name):
     assert load(name, "cpu").config.licence != "unknown"
+
+
+def test_published_models_by_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIORAMA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    for name in ("gen3r", "vggt"):
+        found = refusal(name)
+        assert str(tmp_path / "cache" / name) in found and f"'diorama download {name}'" in found
+    (tmp_path / "cache/gen3r/geo_adapter").mkdir(parents=True)
+    kind, home = find_model("gen3r")
+    assert (kind.__name__, kind.staged, home) == ("Gen3RPipeline", True, tmp_path / "cache/gen3r")
+    (tmp_path / "gen3r/geo_adapter").mkdir(parents=True)  # what lies here comes first
+    assert find_model("gen3r")[1].resolve() == tmp_path / "gen3r"
+    assert refusal("gen3r", offload="disk") == "offload 'disk': accepted are none, stages, blocks"
+    assert not find_model("tiny")[0].staged

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.conf import arg
 
+from diorama.cli.parts import PartsFlags, check_model, given, means_vggt
 from diorama.cli.progress import Progress, describe
 from diorama.cli.requests import (
     CONFIG,
@@ -16,9 +17,7 @@ from diorama.cli.requests import (
     SceneArguments,
     SeedFlags,
     check,
-    check_model,
     fitted,
-    means_vggt,
     requested,
     target,
 )
@@ -35,7 +34,7 @@ class SamplingFlags(SeedFlags):
     steps: Annotated[int | None, arg(help_behavior_hint="(default: the model's)")] = None
     """Sampling steps."""
     guidance: Annotated[float | None, arg(help_behavior_hint="(default: the model's)")] = None
-    """How much the photos count: 1 samples without guidance."""
+    """How much the photos count, or for Gen3R the prompt: 1 samples without guidance."""
     prompt: Annotated[str | None, arg(help_behavior_hint="")] = None
     """Text, for models trained with it."""
 
@@ -45,6 +44,7 @@ class Arguments(SceneArguments):
     """All flags of the command."""
 
     model: SamplingFlags = field(default_factory=SamplingFlags)
+    parts: PartsFlags = field(default_factory=PartsFlags)
 
 
 def run(arguments: list[str]) -> int:
@@ -65,12 +65,12 @@ def run(arguments: list[str]) -> int:
         raise ValueError(
             f"--model {flags.model}: VGGT makes no views but the photos' own; 'diorama reconstruct' takes it"
         )
-    if options.photo.poses is not None:  # which takes a while
-        check_model(flags.model, flags.device)
+    if options.photo.poses is not None or given(options.parts):  # which take a while, or are for some models only
+        check_model(flags.model, flags.device, options.parts)
     request = requested(options.photo, options.path, flags.device)
     from diorama.pipelines.base import load
 
-    pipeline = load(flags.model, flags.device)
+    pipeline = load(flags.model, flags.device, **options.parts.loading)
     make(pipeline, request, options, out)
     return 0
 
@@ -81,10 +81,9 @@ def make(pipeline: "ScenePipeline", request: Request, options: Arguments, out: P
 
     flags = options.model
     condition, wanted = fitted(pipeline, request, options.path.size, flags.prompt)
+    how = dict(steps=flags.steps, guidance=flags.guidance, **options.parts.sampling)
     with Progress("sampling") as progress:
-        scene = pipeline.generate(
-            condition, wanted, seed=flags.seed, steps=flags.steps, guidance=flags.guidance, on_step=progress
-        )
+        scene = pipeline.generate(condition, wanted, seed=flags.seed, on_step=progress, **how)
     sampling, decoding = progress.seconds
     settings = {**scene.provenance.settings, "trajectory": options.path.trajectory or "default", **request.origin}
     scene = replace(scene, provenance=replace(scene.provenance, settings=settings))

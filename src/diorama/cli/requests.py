@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from tyro.conf import arg
 
-from diorama.cli.photos import PhotoFlags, degrees, taken, thinned
+from diorama.cli.photos import CAPTURES, PhotoFlags, degrees, taken, thinned, unposed
 
 if TYPE_CHECKING:
     from diorama.geometry.cameras import Cameras
     from diorama.pipelines.base import ScenePipeline
-    from diorama.scene import Condition, Views
+    from diorama.scene import Condition, Shot, Views
 
 CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
 SIDE = 1024  # pixels of cameras without a photo, until the model is known
 SAME = 1e-4  # share of the path's extent, radians, image widths: cameras nearer than this are one
+FREE = "free"  # the --trajectory of cameras that the model finds
 OWN_MODEL = {"''": "the one that made the scene"}  # as tyro shows the default of `render`
 
 
@@ -31,7 +32,8 @@ class PathFlags:
         str | None,
         arg(metavar="NAME[:AMOUNT]|FILE", help_behavior_hint="(default: orbit, or along the photos' own cameras)"),
     ] = None
-    """A movement with how far it goes (orbit:30, dolly:0.5; a wrong name lists all), or a file with cameras."""
+    """A movement with how far it goes (orbit:30, dolly:0.5; a wrong name lists all), a file with cameras, or free:
+    Gen3R then chooses the cameras and tells them."""
     views: int = 16
     """Number of views; longer files of cameras are thinned out to it."""
     size: Annotated[str | None, arg(metavar="N|HxW", help_behavior_hint="(default: as trained)")] = None
@@ -55,7 +57,7 @@ class ModelFlags:
     model: Annotated[str, arg(help_behavior_hint=lambda default: f"(default: {OWN_MODEL.get(default, default)})")] = (
         "tiny"
     )
-    """An embedded model's name, or the folder of a saved one."""
+    """An embedded model's name, gen3r or vggt as 'diorama download' fetched them, or the folder of a saved one."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
 
@@ -82,15 +84,18 @@ class SceneArguments:
 class Request:
     """Known views at some places of the wanted ones."""
 
-    wanted: "Cameras"
+    wanted: "Cameras | Shot"
     known: "Views | None" = None
     at: tuple[int, ...] = ()
     poses: str | None = None  # what found the photos' cameras, with its licence
 
     @property
     def origin(self) -> dict[str, str]:
-        """What a scene's provenance says of the photos' cameras."""
-        return {} if self.poses is None else {"poses": self.poses}
+        """What a scene's provenance says of where cameras come from."""
+        from diorama.scene import Shot
+
+        free = {"trajectory": FREE} if isinstance(self.wanted, Shot) else {}
+        return free if self.poses is None else {"poses": self.poses}
 
     def condition(self, prompt: str | None = None) -> "Condition":
         """What the model is told beforehand."""
@@ -100,12 +105,15 @@ class Request:
 
     def sized(self, height: int, width: int) -> "Request":
         """The same views at another size; photos of another shape are cropped around their centre, and that is said."""
+        from diorama.scene import Shot
+
         old = (self.wanted.height, self.wanted.width)
         part = min(old[0] / height, old[1] / width)
         crop = (max(1, round(height * part)), max(1, round(width * part)))
-        if self.known is None or crop == old:
-            return replace(self, wanted=self.wanted.fitted(height, width))
-        print(f"photos of {old[0]}x{old[1]} pixels are cropped to {crop[0]}x{crop[1]}")
+        if self.known is not None and crop != old:
+            print(f"photos of {old[0]}x{old[1]} pixels are cropped to {crop[0]}x{crop[1]}")
+        if self.known is None or crop == old or isinstance(self.wanted, Shot):  # a shot's photos are cropped when read
+            return replace(self, wanted=_at_size(self.wanted, height, width))
         top, left = ((whole - side) // 2 for whole, side in zip(old, crop, strict=True))
         cameras = None if self.known.cameras is None else self.known.cameras.cropped(top, left, *crop)
         images = self.known.images[..., top : top + crop[0], left : left + crop[1]]
@@ -117,6 +125,8 @@ def requested(photos: PhotoFlags, path: PathFlags, device: str = "auto") -> Requ
     """Known views and wanted cameras, both read and checked; the cameras have the photos' size."""
     check("--views", path.views, path.views >= 1, "1 or more")
     parsed_size(path.size or "1", 1, 1)
+    if path.trajectory == FREE:
+        return _free(photos, path)
     found = taken(photos, path.views, device)
     if found is None:
         from diorama.geometry.cameras import Cameras
@@ -132,6 +142,67 @@ def requested(photos: PhotoFlags, path: PathFlags, device: str = "auto") -> Requ
     if photos.fov is not None:
         raise ValueError(f"--fov {photos.fov}: these photos have cameras that tell it; leave --fov out")
     return replace(_posed(known, cameras, found.at, path), poses=found.poses)
+
+
+def requested_all(photos: PhotoFlags, path: PathFlags, device: str = "auto") -> Request:
+    """Photos all of which are wanted views themselves, with their cameras where anything tells these."""
+    check("--views", path.views, path.views >= 1, "1 or more")
+    parsed_size(path.size or "1", 1, 1)
+    if path.trajectory not in (None, FREE):
+        why = "the photos' own views are made, from their cameras or, where it is free, from those that the model finds"
+        raise ValueError(f"--trajectory {path.trajectory}: {why}; 'diorama generate' makes others")
+    if path.trajectory == FREE or not _tells_cameras(photos):
+        views = unposed(photos, path.views, "--trajectory free")
+        chosen = _some(len(views), path.views)
+        return Request(_shot(len(chosen), views), views[chosen], tuple(range(len(chosen))))
+    found = taken(photos, path.views, device)
+    assert found is not None
+    chosen = _some(len(found.views), path.views)
+    cameras = found.cameras[[found.at[place] for place in chosen]]
+    known = replace(found.views[chosen], cameras=cameras)
+    return Request(cameras, known, tuple(range(len(chosen))), found.poses)
+
+
+def _free(photos: PhotoFlags, path: PathFlags) -> Request:
+    """Photos evenly along a shot, from the first view to the last, whose cameras the model finds."""
+    from diorama.geometry.trajectories import keyframe_places
+
+    if not photos.photos:
+        raise ValueError("--trajectory free: no photos given; accepted is one photo or more")
+    views = unposed(photos, path.views, "--trajectory free")
+    if path.views < len(views):
+        raise ValueError(f"--views {path.views}: {len(views)} photos are known; accepted is {len(views)} or more")
+    return Request(_shot(path.views, views), views, keyframe_places(len(views), path.views))
+
+
+def _shot(count: int, views: "Views") -> "Shot":
+    from diorama.scene import Shot
+
+    return Shot(count, *views.images.shape[-2:])
+
+
+def _at_size(wanted: "Cameras | Shot", height: int, width: int) -> "Cameras | Shot":
+    from diorama.scene import Shot
+
+    return replace(wanted, height=height, width=width) if isinstance(wanted, Shot) else wanted.fitted(height, width)
+
+
+def _some(count: int, most: int) -> list[int]:
+    """Which of so many photos are taken, which is said where it is not all."""
+    if count > most:
+        print(f"{most} of {count} photos are taken, evenly spaced; --views {count} takes all")
+    return thinned(count, most)
+
+
+def _tells_cameras(photos: PhotoFlags) -> bool:
+    """Whether flags, a file beside the photos or the photos' folder say anything of their cameras."""
+    from diorama.data.open import open_scene
+
+    if photos.cameras is not None or photos.poses is not None or photos.fov is not None:
+        return True
+    folder = photos.photos[0].parent if photos.photos[0].name in CAPTURES else photos.photos[0]
+    told = folder.is_dir() and ((folder / "scene.json").is_file() or open_scene(folder) is not None)
+    return len(photos.photos) == 1 and told
 
 
 def _posed(known: "Views", cameras: "Cameras", at: tuple[int, ...], path: PathFlags) -> Request:
@@ -191,7 +262,7 @@ def fitted(pipeline: "ScenePipeline", request: Request, size: str | None, prompt
     height, width = request.wanted.height, request.wanted.width
     if size is None:
         scale = math.sqrt(pipeline.config.pixels / (height * width))
-        request = replace(request, wanted=request.wanted.fitted(*pipeline.size_near(height * scale, width * scale)))
+        request = replace(request, wanted=_at_size(request.wanted, *pipeline.size_near(height * scale, width * scale)))
     else:
         request = request.sized(*size_made(pipeline, size, height, width))
     return pipeline.prepared(request.condition(prompt), request.wanted)
@@ -204,24 +275,6 @@ def size_made(pipeline: "ScenePipeline", size: str, height: int, width: int) -> 
     if made != tuple(map(round, asked)):
         print(f"{round(asked[0])}x{round(asked[1])} pixels become {made[0]}x{made[1]}, which this model can make")
     return made
-
-
-def means_vggt(model: str) -> bool:
-    """Whether a --model is VGGT alone: the word, or a folder or file that holds nothing else."""
-    if not Path(model).exists():
-        return model == "vggt"
-    from diorama.pipelines.vggt import is_vggt
-
-    return is_vggt(Path(model))
-
-
-def check_model(model: str, device: str) -> None:
-    """ValueError where there is no such model or device, before other heavy work: what `load` says of it."""
-    from diorama.pipelines.base import embedded_models, load, pick_device
-
-    pick_device(device)
-    if model not in embedded_models() and not Path(model).is_dir():
-        load(model, device)
 
 
 def check(flag: str, value: Any, good: bool, accepted: str) -> None:

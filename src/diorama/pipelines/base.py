@@ -18,6 +18,8 @@ from torch import Tensor
 from diorama.flow import guidance_at, guided, uniform_sigmas
 from diorama.geometry.cameras import Cameras
 from diorama.geometry.similarity import Similarity
+from diorama.models.downloads import DOWNLOADS
+from diorama.models.perceptual import cache_folder
 from diorama.scene import Condition, Provenance, Scene, Shot, Views
 
 PIPELINES = {  # class name in model_index.json -> module
@@ -48,6 +50,7 @@ class ScenePipeline(DiffusionPipeline, ABC):
     """What all families share: batching, the sampling loop, guidance, seeds, progress and provenance."""
 
     config: Any  # what __init__ registered, by attribute
+    staged = False  # whether it is made of many parts, which `load` may place and shrink
 
     @overload
     def generate(
@@ -234,20 +237,48 @@ class ScenePipeline(DiffusionPipeline, ABC):
 def load(
     model: str | Path, device: str = "auto", *, dtype: torch.dtype | None = None, offload: str | None = None
 ) -> ScenePipeline:
-    """The pipeline of an embedded model's name, of a saved folder, or of Gen3R's published one; never downloads.
+    """The pipeline of an embedded model's name, of a saved folder, or of a published one; never downloads.
 
-    Models of many parts may be loaded in half precision and take turns on the device: see `Gen3RPipeline.load_folder`.
-    Raises ValueError, in one line, for unknown names, other classes and weights that do not fit.
+    `gen3r` and `vggt` are what `diorama download` fetched, unless a folder of that name is here. Models of many parts
+    may be loaded in half precision and take turns on the device: see `Gen3RPipeline.load_folder`. Raises ValueError,
+    in one line, for unknown names, other classes and weights that do not fit.
     """
+    where = pick_device(device)
+    kind, folder = find_model(model)
+    options = {key: value for key, value in (("dtype", dtype), ("offload", offload)) if value is not None}
+    if options and not kind.staged:
+        raise ValueError(f"{folder}: a {kind.__name__} is loaded as it is; accepted is no {' and no '.join(options)}")
+    if offload is not None:
+        from diorama.pipelines.staging import OFFLOADS
+
+        if offload not in OFFLOADS:
+            raise ValueError(f"offload {offload!r}: accepted are {', '.join(OFFLOADS)}")
+    try:
+        return kind.load_folder(folder, **options).to(where)
+    except ValueError as error:
+        raise ValueError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from None
+
+
+def find_model(model: str | Path) -> tuple[type[Any], Path]:
+    """The class of pipeline that `load` makes of a model, and the folder that it reads; nothing is read yet."""
     folder = Path(str(files("diorama") / "weights" / str(model)))
     if not (folder / "model_index.json").is_file():
-        folder = Path(model)
+        folder = _downloaded(str(model)) if str(model) in DOWNLOADS and not Path(model).exists() else Path(model)
     name = "Gen3RPipeline" if (folder / PUBLISHED_GEN3R).is_dir() else _class_name(folder, str(model))
-    kind = getattr(import_module(PIPELINES[name]), name)
-    options = {key: value for key, value in (("dtype", dtype), ("offload", offload)) if value is not None}
-    if options and not getattr(kind, "staged", False):
-        raise ValueError(f"{folder}: a {name} is loaded as it is; accepted is no {' and no '.join(options)}")
-    return kind.load_folder(folder, **options).to(pick_device(device))
+    return getattr(import_module(PIPELINES[name]), name), folder
+
+
+def _downloaded(name: str) -> Path:
+    """Where `diorama download` puts a model by default; ValueError, with that command, where it is not."""
+    if name == "vggt":
+        from diorama.pipelines.vggt import located
+
+        return located()
+    if not (folder := cache_folder(name)).is_dir():
+        raise ValueError(f"model {name!r}: {folder} is not there; 'diorama download {name}' fetches it, on its terms")
+    if any(folder.rglob(".*.part")):
+        raise ValueError(f"model {name!r}: {folder} was not fetched to the end; 'diorama download {name}' continues")
+    return folder
 
 
 def _class_name(folder: Path, model: str) -> str:
@@ -256,8 +287,9 @@ def _class_name(folder: Path, model: str) -> str:
     if not index.is_file() and any((folder / file).is_file() for file in PUBLISHED_VGGT):
         return "VGGTPipeline"
     if not index.is_file():
-        embedded = ", ".join(embedded_models()) or "none"
-        raise ValueError(f"model {model!r}: neither an embedded model ({embedded}) nor a folder with model_index.json")
+        embedded, published = ", ".join(embedded_models()) or "none", ", ".join(DOWNLOADS)
+        accepted = f"an embedded model ({embedded}) nor a downloaded one ({published}) nor a folder"
+        raise ValueError(f"model {model!r}: neither {accepted} with model_index.json")
     try:
         name = json.loads(index.read_text())["_class_name"]
     except (ValueError, KeyError, TypeError):
