@@ -32,7 +32,7 @@ from importlib import import_module
 VERBS = {
     "demo": "make a small scene with the embedded weights and show that everything works",
     "generate": "make a scene from photos, a camera path and a prompt",
-    "reconstruct": "make a scene from many photos, without diffusion",
+    "reconstruct": "make a scene from many photos of it",
     "render": "show a saved scene from other cameras, without sampling again",
     "export": "write a saved scene for other programs: points, mesh, COLMAP, splats, video, a web page",
     "train": "train the models",
