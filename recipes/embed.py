@@ -1,4 +1,4 @@
-"""Write a trained pipeline in half precision, small enough to travel in the package: embed.py RUN/model MEMORY/model TARGET."""
+"""Write a trained pipeline in half precision, small enough for the package: embed.py RUN/model MEMORY/model TARGET."""
 
 import json
 import sys

@@ -9,14 +9,16 @@ if TYPE_CHECKING:
     from diorama.geometry.cameras import Cameras
     from diorama.pipelines.base import load
     from diorama.scene import Condition, Scene, Shot, Views
+    from diorama.viewer.server import view
 
 __version__ = "0.1.0"
-__all__ = ["load", "open", "save", "Cameras", "Views", "Condition", "Shot", "Scene"]
+__all__ = ["load", "open", "save", "view", "Cameras", "Views", "Condition", "Shot", "Scene"]
 
 _HOMES = {
     "load": "diorama.pipelines.base",
     "open": "diorama.data.open",
     "save": "diorama.export.save",
+    "view": "diorama.viewer.server",
     "Cameras": "diorama.geometry.cameras",
     "Views": "diorama.scene",
     "Condition": "diorama.scene",

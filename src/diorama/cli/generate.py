@@ -83,7 +83,7 @@ def make(pipeline: "ScenePipeline", request: Request, options: Arguments, out: P
     condition, wanted = fitted(pipeline, request, options.path.size, flags.prompt)
     how = dict(steps=flags.steps, guidance=flags.guidance, **options.parts.sampling)
     with Progress("sampling") as progress:
-        scene = pipeline.generate(condition, wanted, seed=flags.seed, on_step=progress, **how)
+        scene = pipeline.generate(condition, wanted, seed=flags.seed, on_step=progress, **how)  # type: ignore[arg-type, call-arg]
     sampling, decoding = progress.seconds
     settings = {**scene.provenance.settings, "trajectory": options.path.trajectory or "default", **request.origin}
     scene = replace(scene, provenance=replace(scene.provenance, settings=settings))

@@ -35,6 +35,7 @@ VERBS = {
     "reconstruct": "make a scene from many photos of it",
     "render": "show a saved scene from other cameras, without sampling again",
     "export": "write a saved scene for other programs: points, mesh, COLMAP, splats, video, a web page",
+    "view": "fly through a scene in the browser",
     "train": "train the models",
     "evaluate": "score a method on a benchmark, ours or another's, against published protocols",
     "download": "fetch published weights, once their size and licence have been seen",

@@ -43,7 +43,7 @@ def find_estimator(text: str, device: str | torch.device = "cpu") -> PoseEstimat
     """
     name, colon, folder = text.partition(":")
     if name == "vggt" and bool(colon) == bool(folder):
-        return VGGTPoses(folder, device)
+        return VGGTPoses(folder, device)  # type: ignore[return-value]
     if text == "colmap":
         return ColmapPoses()
     raise ValueError(f"--poses {text}: accepted are {ACCEPTED}")
@@ -113,6 +113,6 @@ def _cameras(registered: list[Any], lenses: Any, height: int, width: int) -> Cam
     # A method since COLMAP 3.12, whose images hang on the frames of a rig.
     found: list[Any] = [image.cam_from_world for image in registered]
     poses = [pose() if callable(pose) else pose for pose in found]
-    inverse[:, :3] = torch.from_numpy(np.stack([pose.matrix() for pose in poses]))
+    inverse[:, :3] = torch.from_numpy(np.stack([pose.matrix() for pose in poses]))  # type: ignore[attr-defined]
     matrices = np.stack([lenses[image.camera_id].calibration_matrix() for image in registered])
     return Cameras(inverse.inverse().float(), torch.from_numpy(matrices).float(), height, width)

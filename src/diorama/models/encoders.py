@@ -239,7 +239,7 @@ def read_encoder(kind: str, folder: str | Path, layers: int = 1) -> FrozenEncode
 def _digest(state: Mapping[str, Tensor]) -> str:
     """Of the weights' values alone, since libraries rename what they save."""
     parts = (tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy() for tensor in state.values())
-    return hashlib.sha256(b"".join(sorted(hashlib.sha256(part).digest() for part in parts))).hexdigest()[:32]
+    return hashlib.sha256(b"".join(sorted(hashlib.sha256(part).digest() for part in parts))).hexdigest()[:32]  # type: ignore[arg-type]
 
 
 def _library(kind: str, folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -> FrozenEncoder:

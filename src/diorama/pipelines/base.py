@@ -188,7 +188,7 @@ class ScenePipeline(DiffusionPipeline, ABC):
         if null is None:
             return self.denoise(latents, t, context.known)
         both = self.denoise(torch.cat([latents, latents]), t, torch.cat([context.known, null.known]))
-        return guided(*both.chunk(2), scale)
+        return guided(*both.chunk(2), scale)  # type: ignore[call-arg]
 
     def provenance(self, seed: int | None, settings: Mapping[str, Any]) -> Provenance:
         """Where a scene of this pipeline comes from."""
@@ -337,5 +337,5 @@ def size_in_units(height: int | float, width: int | float, unit: int, pixels: in
         tall, wide = (math.log(count / wish) for count, wish in zip(counts, exact, strict=True))
         return round(abs(tall - wide), 6), abs(tall + wide)  # proportions first, then area
 
-    rows, columns = min(near, key=unlike)
+    rows, columns = min(near, key=unlike)  # type: ignore[arg-type, call-arg]
     return rows * unit, columns * unit

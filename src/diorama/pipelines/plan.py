@@ -4,7 +4,7 @@ Every stage runs as in its pipeline, at full size, on tensors that have a shape 
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ class Stage(NamedTuple):
     """Bytes on the device while one part works."""
 
     name: str
-    weights: Mapping[str, int]  # for every way to offload
+    weights: dict[Any, int]  # for every way to offload
     activations: int  # most at once, what earlier stages left there among them
 
     def together(self, offload: str) -> int:

@@ -18,7 +18,7 @@ class Adversary:
 
     def __init__(self, trunk: str) -> None:
         self.trunk = load_trunk(trunk)
-        self.heads = Discriminator(self.trunk.channels)
+        self.heads = Discriminator(self.trunk.channels)  # type: ignore[arg-type]
 
     def unlikeliness(
         self, images: Float[Tensor, "image 3 height width"], generator: torch.Generator

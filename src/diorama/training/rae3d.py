@@ -174,7 +174,7 @@ class RAE3DStage:
         if self.adversary and step >= config.adversarial_start:
             losses = balanced(
                 images,
-                self.model.output.weight,
+                self.model.output.weight,  # type: ignore[arg-type]
                 lambda shown: self._image_losses(shown, target.images),
                 lambda shown: self.adversary.unlikeliness(shown[judged].flatten(0, 1), generator),  # type: ignore[union-attr]
                 config.adversarial_weight,
@@ -192,7 +192,7 @@ class RAE3DStage:
         yield "reconstruction", losses
         if self.adversary and step >= config.discriminator_start:
             pair = (x[judged].flatten(0, 1) for x in (target.images, images))
-            yield "discrimination", {"discriminator": self.adversary.confusion(*pair, generator)}
+            yield "discrimination", {"discriminator": self.adversary.confusion(*pair, generator)}  # type: ignore[call-arg]
 
     def _image_losses(
         self, images: Float[Tensor, "batch view 3 height width"], true: Float[Tensor, "batch view 3 height width"]
