@@ -30,9 +30,9 @@ class Flight:
         return self.poses[min(round(max(time, 0.0) * BETWEEN), len(self.poses) - 1)]
 
     def after(self, time: float, views: float) -> float:
-        """The time so many views later; what passes the end goes on at the beginning."""
+        """The time so many views later; half a view after the last one it begins again."""
         last = self.views - 1
-        return 0.0 if last == 0 or time + views > last + 0.5 else min(time + views, float(last))
+        return 0.0 if last == 0 or time + views > last + 0.5 else time + views
 
 
 def evenly(count: int, most: int) -> list[int]:
