@@ -149,7 +149,9 @@ def test_annotations_that_cannot_be_are_named(tmp_path, change, words):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"no gzip", gzip.compress(b"{}"), gzip.compress(b"[1]"), gzip.compress(b"[{}]")[:-4]]
+    "content",
+    [b"", b"no gzip", gzip.compress(b"{}"), gzip.compress(b"[1]"), gzip.compress(b"[{}]")[:-4]],
+    ids=["empty", "plain", "object", "number", "cut"],  # what gzip writes holds the time, and would not name one test
 )
 def test_files_that_are_no_annotations_are_refused(tmp_path, content):
     folder = write(tmp_path)
