@@ -27,7 +27,7 @@ diorama train rae3d --out "$runs/rae3d" "${rae3d[@]}" --steps 3000 --final-rate 
 # What keeps known views sharp; the autoencoder stays as it is, so this and the denoiser may come in either order.
 diorama train observed_memory --out "$runs/memory" --data "$runs/train" --validation "$runs/validation" --device cpu \
     --devices 2 --autoencoder "$runs/rae3d/model" --precision 32-true --batch 6 --steps 2800 --learning-rate 3e-3 \
-    --warmup 60 --final-rate 0.02 --ema 0.995 --gradient-weight 0.1 --save-every 100 --validate-every 1400
+    --warmup 60 --final-rate 0.02 --ema 0.995 --mirror --gradient-weight 0.1 --save-every 100 --validate-every 1400
 
 diorama train dit3d --out "$runs/dit3d" "${common[@]}" --autoencoder "$runs/rae3d/model" --title tiny --batch 64 \
     --steps 640 --final-rate 0.02 --ema 0.995 --encoder-views 8 --visible 1 1 2 3 4 --samples 1 \

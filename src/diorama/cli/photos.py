@@ -187,7 +187,7 @@ def _estimated(flags: PhotoFlags, most: int, device: str) -> Taken:
     if cameras is None:
         found = f"no cameras found for all {len(views)} photos"
         raise ValueError(f"--poses {flags.poses}: {found}; accepted are sharp photos that overlap")
-    name = f"{str(flags.poses).partition(':')[0]} ({estimator.licence})"
+    name = f"{str(flags.poses).partition(':')[0]} ({estimator.licence})"  # type: ignore[attr-defined]
     print(f"cameras of {len(views)} photos by {name}")
     return Taken(replace(views, cameras=cameras), cameras, tuple(range(len(views))), name)
 

@@ -24,8 +24,6 @@ GLOG_ERROR = 2  # pycolmap says everything else on the screen, image by image
 class PoseEstimator(Protocol):
     """What finds the cameras of images; None where it cannot place every one of them."""
 
-    licence: str  # of its weights
-
     @property
     def name(self) -> str:
         """What tables call it."""

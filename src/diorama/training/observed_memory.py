@@ -41,7 +41,7 @@ class Config(Run):
     """Views supervised per scene, none of them known."""
     noise: float = 0.2
     """The latents carry Gaussian noise of a level drawn from [0, noise] per sample, as in training RAE3D."""
-    mirror: bool = True
+    mirror: bool = False
     """Show half of the samples as their mirror image."""
     gradient_weight: float = 0.0
     """Weight of the image-gradient loss."""
