@@ -83,7 +83,7 @@ def packed(values: Float[Tensor, "batch frame channel *size"]) -> Float[Tensor, 
 
 
 def clip_of(
-    images: Sequence[Float[Tensor, "known 3 height width"]], places: Sequence[Sequence[int]], frames: int
+    images: Sequence[Float[Tensor, "_ 3 height width"]], places: Sequence[Sequence[int]], frames: int
 ) -> Float[Tensor, "batch 3 frame height width"]:
     """The clips that the video VAE reads, in [-1, 1]: known frames in their places, all others black."""
     clip = images[0].new_zeros(len(images), frames, *images[0].shape[1:])

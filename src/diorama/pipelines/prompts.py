@@ -79,7 +79,7 @@ class PromptedPipeline(StagedPipeline):
     text_source: Callable[[], Any] | None = None
     prompts: PromptCache
 
-    def read(self, prompts: Sequence[str]) -> list[Float[Tensor, "token text_dim"]]:
+    def read(self, prompts: Sequence[str]) -> list[Float[Tensor, "_ text_dim"]]:
         """Embeddings of prompts; the encoder is fetched only for those never read before."""
         fresh = [prompt for prompt in dict.fromkeys(prompts) if self.prompts.get(prompt) is None]
         if fresh:
