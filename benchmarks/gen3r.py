@@ -10,20 +10,17 @@ seconds of its own clock, which a busy machine disturbs less. Operations are cou
 timed. A ratio is our time divided by the reference's.
 """
 
-import json
-import os
-import platform
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
 import tyro
+from machine import write_numbers
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -245,15 +242,7 @@ def main(config: Config) -> None:
     for name, value in numbers.items():
         print(f"{name:>24} {value:10.2g}" if value < 0.01 else f"{name:>24} {value:10.2f}")
     settings = {k: v for k, v in vars(config).items() if k != "out"}
-    machine = {
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "torch": metadata.version("torch"),
-    }
-    if config.device != "cpu":
-        machine["gpu"] = torch.cuda.get_device_name()
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    config.out.write_text(json.dumps({"numbers": numbers, "settings": settings, "machine": machine}, indent=1) + "\n")
+    write_numbers(config.out, numbers, settings, config.device)
 
 
 if __name__ == "__main__":

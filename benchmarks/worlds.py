@@ -8,17 +8,14 @@ work, the shading, is the same code. The table also says how far its pictures an
 Rates are given per second by the wall and, on a CPU, per second of CPU time, which a busy machine disturbs less.
 """
 
-import json
-import os
-import platform
 import time
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from unittest import mock
 
 import torch
 import tyro
+from machine import write_numbers
 
 from diorama.data import raycast, shading
 from diorama.data.worlds import WORLDS_VERSION, World, render_batch, world
@@ -120,18 +117,7 @@ def main(config: Config) -> None:
     for name, value in numbers.items():
         print(f"{name:>26} {value:10.5f}" if value < 0.01 else f"{name:>26} {value:10.2f}")
     settings = {k: v for k, v in vars(config).items() if k != "out"}
-    machine = {
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "torch": metadata.version("torch"),
-    }
-    if config.device != "cpu":
-        machine["gpu"] = torch.cuda.get_device_name()
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    config.out.write_text(
-        json.dumps({"numbers": numbers, "settings": settings, "machine": machine, "version": WORLDS_VERSION}, indent=1)
-        + "\n"
-    )
+    write_numbers(config.out, numbers, settings, config.device, version=WORLDS_VERSION)
 
 
 def _first(cameras: Cameras, count: int) -> Cameras:

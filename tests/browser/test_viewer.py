@@ -1,21 +1,18 @@
 """The viewer in a real browser: points on the canvas, a slider that acts, a path that plays, a live view that draws."""
 
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from tests import miniature
-from tests.evaluation.test_report_browser import CHROME, FLAGS, Page
+from tests.chromium import NEEDED, Page, tab
 
 from diorama.scene import Views
 from diorama.viewer.server import Viewer, view
 
-pytestmark = pytest.mark.skipif(CHROME is None, reason="no Chromium or Chrome on this machine")
-WEBGL = "--use-angle=swiftshader --enable-unsafe-swiftshader --ignore-gpu-blocklist"
+pytestmark = NEEDED
 CONTROL = (
     "document.getElementById([...document.querySelectorAll('label')].find(l => l.innerText.trim() === {!r}).htmlFor)"
 )
@@ -33,31 +30,10 @@ def viewer() -> Iterator[Viewer]:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory, viewer: Viewer) -> Iterator[Page]:
-    profile = tmp_path_factory.mktemp("profile")
-    (to_read, to_write), (from_read, from_write) = os.pipe(), os.pipe()
-    # The browser listens on descriptor 3 and answers on 4.
-    move = f"import os, sys; os.dup2({to_read}, 3); os.dup2({from_write}, 4); os.execv(sys.argv[1], sys.argv[1:])"
-    flags = [*FLAGS.replace("--disable-gpu ", "").split(), *WEBGL.split(), f"--user-data-dir={profile}"]
-    with subprocess.Popen(
-        [sys.executable, "-I", "-c", move, str(CHROME), *flags, "about:blank"],
-        pass_fds=(to_read, from_write),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as browser:
-        os.close(to_read)
-        os.close(from_write)
-        try:
-            page = Page(to_write, from_read)
-            page.call("Emulation.setDeviceMetricsOverride", width=800, height=500, deviceScaleFactor=1, mobile=False)
-            page.call("Page.navigate", url=viewer.url)
-            yield page
-        finally:
-            os.close(to_write)
-            try:
-                browser.wait(20)
-            except subprocess.TimeoutExpired:
-                browser.kill()
-            os.close(from_read)
+    with tab(tmp_path_factory.mktemp("profile"), webgl=True) as page:
+        page.call("Emulation.setDeviceMetricsOverride", width=800, height=500, deviceScaleFactor=1, mobile=False)
+        page.call("Page.navigate", url=viewer.url)
+        yield page
 
 
 def until(true: Callable[[], object], seconds: float = 90) -> bool:

@@ -1,19 +1,16 @@
 """The page in a real browser: points on the canvas, sliders that act, a path that plays."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.evaluation.test_report_browser import CHROME, FLAGS, Page
+from tests.chromium import NEEDED, Page, tab
 
 from diorama.export.page import write_page
 from diorama.scene import Scene
 
-pytestmark = pytest.mark.skipif(CHROME is None, reason="no Chromium or Chrome on this machine")
-WEBGL = "--use-angle=swiftshader --enable-unsafe-swiftshader --ignore-gpu-blocklist"
+pytestmark = NEEDED
 
 # Draws now, and counts the pixels of the canvas that are not background.
 PAINTED = """(() => { draw(); const w = canvas.width, h = canvas.height, p = new Uint8Array(4 * w * h);
@@ -26,27 +23,8 @@ INPUT = "(() => {{ const one = at({!r}); one.value = {}; one.dispatchEvent(new E
 
 @pytest.fixture
 def page(tmp_path: Path) -> Iterator[Page]:
-    (to_read, to_write), (from_read, from_write) = os.pipe(), os.pipe()
-    # The browser listens on descriptor 3 and answers on 4.
-    move = f"import os, sys; os.dup2({to_read}, 3); os.dup2({from_write}, 4); os.execv(sys.argv[1], sys.argv[1:])"
-    flags = [*FLAGS.replace("--disable-gpu ", "").split(), *WEBGL.split(), f"--user-data-dir={tmp_path / 'profile'}"]
-    with subprocess.Popen(
-        [sys.executable, "-I", "-c", move, str(CHROME), *flags, "about:blank"],
-        pass_fds=(to_read, from_write),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as browser:
-        os.close(to_read)
-        os.close(from_write)
-        try:
-            yield Page(to_write, from_read)
-        finally:
-            os.close(to_write)  # with its pipe closed the browser leaves
-            try:
-                browser.wait(20)
-            except subprocess.TimeoutExpired:
-                browser.kill()
-            os.close(from_read)
+    with tab(tmp_path / "profile", webgl=True) as page:
+        yield page
 
 
 @pytest.mark.timeout(300)

@@ -17,7 +17,7 @@ from jaxtyping import Float64, Int64
 from scipy.spatial.transform import Rotation
 
 from diorama.export.atomic import replacement
-from diorama.export.folder import _write_images
+from diorama.export.folder import write_images
 from diorama.export.tracks import MOST, TOLERANCE, Tracks, find_tracks
 from diorama.export.world import World, world_of
 from diorama.scene import Views
@@ -59,7 +59,7 @@ def write_colmap(
     write = _write_text if text else _write_binary
     with replacement(path, overwrite=overwrite) as folder:
         (folder / "sparse/0").mkdir(parents=True)
-        _write_images(folder / "images", views, range(len(views)))
+        write_images(folder / "images", views, range(len(views)))
         write(folder / "sparse/0", model, tracks, views, world or world_of(views))
     return tracks
 

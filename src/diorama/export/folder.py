@@ -37,7 +37,7 @@ def write_folder(scene: Scene, path: str | Path, *, overwrite: bool = False) -> 
     description = _json(_description(scene, unit), "description")
     with replacement(path, overwrite=overwrite) as folder:
         folder.mkdir()
-        _write_images(folder / "images", views, range(len(views)))
+        write_images(folder / "images", views, range(len(views)))
         if unit is not None:
             _write_depth(folder / "depth", views, unit)
         if views.points is not None:
@@ -46,10 +46,10 @@ def write_folder(scene: Scene, path: str | Path, *, overwrite: bool = False) -> 
         _write_tensors(folder / "latents.safetensors", _latents(scene))
         if scene.condition.views is not None:
             known = scene.condition.views.to("cpu")
-            _write_images(folder / "known", known, scene.condition.at)
+            write_images(folder / "known", known, scene.condition.at)
             _write_tensors(folder / "known/geometry.safetensors", _geometry(known))
         if scene.observed is not None:
-            _write_images(folder / "observed", scene.observed.to("cpu"), range(len(scene.observed)))
+            write_images(folder / "observed", scene.observed.to("cpu"), range(len(scene.observed)))
         write_video(views.images, folder / "video.mp4")
         (folder / "preview.png").write_bytes(png(preview(views)))
         if views.cameras is not None:
@@ -145,7 +145,7 @@ def _latents(scene: Scene) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _write_images(folder: Path, views: Views, numbers: range | tuple[int, ...]) -> None:
+def write_images(folder: Path, views: Views, numbers: range | tuple[int, ...]) -> None:
     folder.mkdir()
     for number, image in zip(numbers, bytes_of(views.images), strict=True):
         (folder / f"{number:05d}.png").write_bytes(png(image.movedim(0, -1).contiguous().numpy()))

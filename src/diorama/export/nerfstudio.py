@@ -5,7 +5,7 @@ from pathlib import Path
 
 from diorama.export.atomic import replacement
 from diorama.export.depth import depth_codes, depth_unit, png
-from diorama.export.folder import _write_images, nerfstudio
+from diorama.export.folder import nerfstudio, write_images
 from diorama.export.ply import write_ply
 from diorama.export.world import World, world_of
 from diorama.scene import Views
@@ -27,7 +27,7 @@ def write_nerfstudio(
     document = {**nerfstudio(views, unit), "world": world.record()}
     with replacement(path, overwrite=overwrite) as folder:
         folder.mkdir()
-        _write_images(folder / "images", views, range(len(views)))
+        write_images(folder / "images", views, range(len(views)))
         if unit is not None:
             (folder / "depth").mkdir()
             for number, codes in enumerate(depth_codes(views, unit)):
