@@ -59,12 +59,13 @@ def run(arguments: list[str]) -> int:
     except ValueError as error:
         raise ValueError(f"{options.scene}: {error}") from error
     viewer = Viewer(stage, options.server.host, options.server.port)
-    print(f"{options.scene}: {stage.caption}")
-    if no_live:
-        print(f"  {no_live}")
-    print(f"  open {viewer.url} in a browser; Ctrl-C ends", flush=True)
-    try:
+    try:  # from the first word on: who reads the address may interrupt before the wait has begun
+        print(f"{options.scene}: {stage.caption}")
+        if no_live:
+            print(f"  {no_live}")
+        print(f"  open {viewer.url} in a browser; Ctrl-C ends", flush=True)
         viewer.wait()
     except KeyboardInterrupt:
+        viewer.stop()
         print("ended")
     return 0

@@ -114,9 +114,11 @@ def view(
     if wait is None:
         wait = not (hasattr(sys, "ps1") or "ipykernel" in sys.modules)
     if wait:
-        print(f"{viewer.url} (Ctrl-C ends)", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
+        try:
+            print(f"{viewer.url} (Ctrl-C ends)", flush=True)
             viewer.wait()
+        except KeyboardInterrupt:
+            viewer.stop()
     return viewer
 
 
