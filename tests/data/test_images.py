@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from diorama.data import images
-from diorama.data.images import field_of_view, image_size, read_image, read_video, resize
+from diorama.data.images import Encoded, field_of_view, image_size, read_image, read_video, resize
 
 
 def gradient(height: int = 24, width: int = 32) -> np.ndarray:
@@ -292,3 +292,15 @@ def test_resize_keeps_constants_and_means() -> None:
     assert torch.allclose(half.mean(), image.mean(), atol=0.01)
     for height, width in itertools.product((8, 32, 50), repeat=2):
         assert torch.allclose(resize(torch.full((3, 32, 32), 0.3), height, width), torch.tensor(0.3))
+
+
+def test_a_photo_in_memory_is_read_as_its_file_is(tmp_path: Path) -> None:
+    file = tmp_path / "a.jpg"
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 24, 3), np.uint8)
+    Image.fromarray(pixels).save(file, quality=95)
+    held = Encoded(file.read_bytes(), "shard: a photo")
+    assert torch.equal(read_image(held), read_image(file))
+    assert image_size(held) == (16, 24)
+    for data in (b"", b"nothing", held.data[:-200]):
+        with pytest.raises(ValueError, match="^shard: a photo: "):
+            read_image(Encoded(data, "shard: a photo"))

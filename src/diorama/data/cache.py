@@ -56,7 +56,7 @@ def write_cache(
     arguments = [(str(folder), plan, start) for start in todo]
     finished = len(parts) - len(todo)
     if workers > 1 and todo:
-        with _deaf_to_interrupts():  # workers inherit it: the keyboard interrupts this process alone, which ends them
+        with deaf_to_interrupts():  # workers inherit it: the keyboard interrupts this process alone, which ends them
             pool = multiprocessing.get_context("spawn").Pool(workers)
         with pool:
             for _ in pool.imap_unordered(_render_part, arguments):
@@ -74,7 +74,7 @@ def write_cache(
 
 
 @contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
+def deaf_to_interrupts() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
         yield
         return

@@ -1,10 +1,13 @@
 """The one decoder of photos and videos: files in, RGB in [0, 1] out."""
 
+import io
 import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -36,15 +39,29 @@ _TURNS: dict[int | None, Callable[[torch.Tensor], torch.Tensor]] = {
 _FILM_DIAGONAL = math.hypot(36, 24)  # millimetres; 35 mm equivalents compare diagonals (CIPA DCG-001)
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """A photo's file in memory, with the name that messages give it."""
+
+    data: bytes
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+    def open(self, mode: str = "rb") -> IO[bytes]:
+        return io.BytesIO(self.data)
+
+
 def read_image(
-    path: str | Path, *, max_pixels: int = MAX_PIXELS, upright: bool = True
+    path: str | Path | Encoded, *, max_pixels: int = MAX_PIXELS, upright: bool = True
 ) -> Float[Tensor, "3 height width"]:
     """RGB in [0, 1] of a photo, turned as its EXIF tag says if `upright`, transparency over white.
 
     More than `max_pixels` are reduced by a whole factor while reading. What is no image, not whole, narrower than
     8 pixels or larger than 2**27 raises ValueError.
     """
-    path = Path(path)
+    path = path if isinstance(path, Encoded) else Path(path)
     with _opened(path) as image:
         width, height = image.size
         factor = math.ceil(math.sqrt(width * height / max_pixels))
@@ -60,9 +77,9 @@ def read_image(
     return (tensor if turn is None else turn(tensor)).contiguous()
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def image_size(path: str | Path | Encoded) -> tuple[int, int]:
     """Height and width in the file, before any EXIF turn, without decoding the image."""
-    with _opened(Path(path)) as image:
+    with _opened(path if isinstance(path, Encoded) else Path(path)) as image:
         return image.height, image.width
 
 
@@ -140,7 +157,9 @@ def _spread(path: Path, count: int, views: int | None) -> set[int]:
     return {round(index) for index in np.linspace(0, count - 1, views)}
 
 
-def _check_file(path: Path, kind: str) -> None:
+def _check_file(path: Path | Encoded, kind: str) -> None:
+    if isinstance(path, Encoded):
+        return
     if path.is_dir():
         raise ValueError(f"{path}: found a folder; accepted is one {kind} file")
     if not path.exists():
@@ -148,7 +167,7 @@ def _check_file(path: Path, kind: str) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path | Encoded) -> Iterator[Image.Image]:
     _check_file(path, "image")
     Image.init()
     with path.open("rb") as file, warnings.catch_warnings():
@@ -163,12 +182,13 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 @contextmanager
-def _decoding(path: Path) -> Iterator[None]:
+def _decoding(path: Path | Encoded) -> Iterator[None]:
     """Whatever the decoder makes of a bad file, as one ValueError of one line."""
     try:
         yield
     except Image.UnidentifiedImageError as error:
-        found = f"{path.stat().st_size} bytes that are no image" if path.stat().st_size else "an empty file"
+        size = len(path.data) if isinstance(path, Encoded) else path.stat().st_size
+        found = f"{size} bytes that are no image" if size else "an empty file"
         raise ValueError(f"{path}: found {found}; accepted are {', '.join(_FORMATS)}") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path}: too many pixels; accepted are {MAX_PIXELS_IN_FILE}") from error

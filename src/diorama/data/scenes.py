@@ -24,6 +24,7 @@ class Frame:
     camera: Cameras | None = None  # one view, float64, OpenCV axes; of the image, or for another size of its shape
     depth: Callable[[], Float[Tensor, "height width"]] | None = None  # z in scene units, 0 = invalid, inf = sky
     mask: Callable[[], Bool[Tensor, "height width"]] | None = None  # True = valid
+    encoded: Callable[[], bytes] | None = None  # the photo's file, for who keeps it as it is; turned or bent perhaps
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +119,7 @@ def joined(cameras: Sequence[Cameras]) -> Cameras:
 def _view(frame: Frame, most: int, size: tuple[int, int] | None) -> Views:
     """One frame, decoded, at its own size or at a wanted one."""
     image = frame.image(most)
-    camera = _at_size(frame, *image.shape[-2:])
+    camera = camera_at(frame, *image.shape[-2:])
     depth = None if frame.depth is None else _like(frame, frame.depth(), image)
     valid = None if frame.mask is None else _like(frame, frame.mask(), image)
     if depth is not None:
@@ -133,8 +134,8 @@ def _view(frame: Frame, most: int, size: tuple[int, int] | None) -> Views:
     return view if size is None else _fitted(view, *size)
 
 
-def _at_size(frame: Frame, height: int, width: int) -> Cameras | None:
-    """The frame's camera at its image's size; ValueError where the two have another shape."""
+def camera_at(frame: Frame, height: int, width: int) -> Cameras | None:
+    """A frame's camera at its image's size; ValueError where the two have another shape."""
     camera = frame.camera
     if camera is None or (camera.height, camera.width) == (height, width):
         return camera

@@ -84,7 +84,7 @@ def _scene(folder: Path, name: str, annotations: list[dict[str, Any]]) -> Captur
         if not isinstance(scale, int | float) or not math.isfinite(scale):
             raise ValueError(f"{where}: scale_adjustment is {scale!r}; accepted is a finite number")
         reading = partial(_depth, file, mask, float(scale)) if file is not None and file.is_file() else None
-        frames.append(Frame(str(path), partial(_photo, path), camera, reading))
+        frames.append(Frame(str(path), partial(_photo, path), camera, reading, encoded=path.read_bytes))
     return CapturedScene(
         f"{folder.name}/{name}",
         tuple(frames),

@@ -69,7 +69,9 @@ def read_colmap(folder: str | Path, photos: str | None = None) -> CapturedScene:
             present.append(number)
             lens = lenses[item.camera]
             camera = _camera(lens, poses[number], camera_file)
-            frames.append(Frame(str(file), partial(_photo, file, lens), camera, mask=_mask(folder, item.name, lens)))
+            photo = partial(_photo, file, lens)
+            mask = _mask(folder, item.name, lens)
+            frames.append(Frame(str(file), photo, camera, mask=mask, encoded=file.read_bytes))
     if not frames:
         raise ValueError(f"{image_file}: none of its {len(taken)} images is in {place}")
     return CapturedScene(

@@ -46,10 +46,15 @@ def read_frames(folder: str | Path, profile: Profile, sequence: str | None = Non
     where nothing is left, and for camera files that are not what the profile says.
     """
     folder = Path(folder)
-    hits = [hit for hit in _photos(folder, profile) if sequence in (None, hit[1].get(profile.sequence))]
+    hits = _photos(folder, profile, sequence)
     if not hits:
         raise ValueError(f"{folder}: found no photo of {profile.title}; accepted is {profile.images}")
     named = [names for _, names in hits]
+    several = len({names[profile.sequence] for names in named}) if profile.sequence else 1
+    if profile.apart and several > 1:
+        raise ValueError(
+            f"{folder}: {several} scenes of {profile.title}; accepted is one: --profile {profile.name} --scene 0"
+        )
     poses = read_stored(folder, profile.pose, named)
     fixed = np.array(profile.intrinsics.values)
     intrinsics = [fixed] * len(hits) if profile.intrinsics.values else read_stored(folder, profile.intrinsics, named)
@@ -62,15 +67,15 @@ def read_frames(folder: str | Path, profile: Profile, sequence: str | None = Non
             camera, lens = _camera(path, profile, *values)  # type: ignore[arg-type]
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        frames.append(Frame(str(path), partial(_image, path, lens), camera, _depth_of(folder, names, profile, lens)))
+        depth = _depth_of(folder, names, profile, lens)
+        frames.append(Frame(str(path), partial(_image, path, lens), camera, depth, encoded=path.read_bytes))
     if not frames:
         wanted = ", ".join(patterns(profile))
         raise ValueError(f"{folder}: {len(hits)} photos but no camera for any; accepted are {wanted}")
-    several = profile.sequence and len({names[profile.sequence] for names in named}) > 1
     return CapturedScene(
         name=folder.name if sequence is None else f"{folder.name}/{sequence}",
         frames=tuple(frames),
-        ordered=profile.ordered and not several,
+        ordered=profile.ordered and several == 1,
         metric=profile.metric,
         depth_kind=profile.depth_kind,
         quantile=profile.quantile,
@@ -99,7 +104,8 @@ class FramesSource:
         folder = Path(folder)
         self.name, self.folder, self.profile = profile.name, folder, profile
         self._scenes: list[tuple[Path, str | None]] = []
-        found = {path for glob in profile.scenes for path in folder.glob(glob) if path.is_dir()}
+        globs = (folder.glob(glob) if glob != "." else [folder] for glob in profile.scenes)
+        found = {path for paths in globs for path in paths if path.is_dir()}
         found -= {path for glob in profile.without for path in folder.glob(glob)}
         for path in sorted(found):
             hits = _photos(path, profile)
@@ -115,7 +121,9 @@ class FramesSource:
     def __getitem__(self, index: int) -> CapturedScene:
         path, sequence = self._scenes[index]
         names = [path.relative_to(self.folder).as_posix(), sequence]
-        return replace(read_frames(path, self.profile, sequence), name="/".join(name for name in names if name))
+        return replace(
+            read_frames(path, self.profile, sequence), name="/".join(name for name in names if name and name != ".")
+        )
 
 
 def to_opencv(camera_to_world: Float64[np.ndarray, "4 4"], axes: Axes) -> Float64[np.ndarray, "4 4"]:
@@ -188,9 +196,10 @@ def clean_depth(values: Float32[np.ndarray, "height width"], depth: Depth) -> Fl
     return values
 
 
-def _photos(folder: Path, profile: Profile) -> list[tuple[Path, Named]]:
+def _photos(folder: Path, profile: Profile, sequence: str | None = None) -> list[tuple[Path, Named]]:
     dropped = {path for glob in profile.drop for path in folder.glob(glob)}
-    return [hit for hit in Pattern(profile.images, profile.name).found(folder) if hit[0] not in dropped]
+    known = {} if sequence is None else {profile.sequence: sequence}
+    return [hit for hit in Pattern(profile.images, profile.name).found(folder, known) if hit[0] not in dropped]
 
 
 def _camera(

@@ -24,7 +24,8 @@ def read_gen3r(folder: str | Path) -> CapturedScene:
         raise ValueError(f"{folder}: {cameras.views} cameras for {len(photos)} photos; each photo needs its own camera")
     cameras = cameras.widened(*read_image(photos[0]).shape[-2:])
     frames = tuple(
-        Frame(str(photo), partial(_photo, photo), cameras[place]) for photo, place in zip(photos, at, strict=True)
+        Frame(str(photo), partial(_photo, photo), cameras[place], encoded=photo.read_bytes)
+        for photo, place in zip(photos, at, strict=True)
     )
     prompts = folder / "prompts.txt"
     captions = prompts.read_bytes()[: 2**20].decode("utf-8", "replace").splitlines() if prompts.is_file() else []

@@ -36,7 +36,7 @@ def read_gen3r_training(
         name = PurePosixPath(str(frame.get("file_path", "")).replace("\\", "/")).name
         photo = images / name
         if name not in ("", "..") and "\0" not in name and len(name) < 250 and photo.is_file():
-            frames.append(Frame(str(photo), partial(_photo, photo), camera))
+            frames.append(Frame(str(photo), partial(_photo, photo), camera, encoded=photo.read_bytes))
     if not frames:
         raise ValueError(
             f"{cameras}: none of its {len(each)} frames is in {images}; accepted are photos of those names"

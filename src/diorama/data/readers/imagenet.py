@@ -43,7 +43,8 @@ class SingleViewSource:
         matrix = torch.tensor([[row["fx"], 0, row["cx"]], [0, row["fy"], row["cy"]], [0, 0, 1]], dtype=torch.float64)
         camera = Cameras(torch.eye(4, dtype=torch.float64)[None], matrix[None], row["height"], row["width"])
         photo = self.folder / row["file"]
-        return CapturedScene(row["file"], (Frame(str(photo), partial(_photo, photo), camera),))
+        frame = Frame(str(photo), partial(_photo, photo), camera, encoded=photo.read_bytes)
+        return CapturedScene(row["file"], (frame,))
 
 
 def photos_below(folder: Path) -> list[str]:

@@ -24,7 +24,7 @@ def read_photos(folder: str | Path) -> CapturedScene:
     """A photo or a folder of them, upright as EXIF says; whether one follows the other is not known."""
     folder = Path(folder)
     files = photo_files(folder) if folder.is_dir() else [folder]
-    frames = tuple(Frame(str(file), partial(_photo, file)) for file in files)
+    frames = tuple(Frame(str(file), partial(_photo, file), encoded=file.read_bytes) for file in files)
     return CapturedScene(folder.resolve().name, frames, ordered=False)
 
 

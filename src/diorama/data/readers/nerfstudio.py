@@ -53,6 +53,7 @@ def read_nerfstudio(folder: str | Path) -> CapturedScene:
                 cameras[place],
                 None if depth is None or not depth.is_file() else partial(_depth, depth, unit, lens),
                 None if mask is None or not mask.is_file() else partial(_mask, mask, lens),
+                encoded=file.read_bytes,
             )
         )
     one = len({(camera.height, camera.width) for camera in cameras}) == 1

@@ -1,5 +1,6 @@
 """Profiles: a data set's layout on disk in one small TOML file, so that one reader serves them all."""
 
+import glob
 import itertools
 import math
 import re
@@ -14,21 +15,25 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from diorama.data.readers.depths import DepthFormat
 from diorama.data.scenes import DepthKind
 
-Reader = Literal["npz", "stack", "text", "rows", "log", "mvsnet", "json"]
+Reader = Literal["npz", "stack", "text", "named", "rows", "log", "mvsnet", "json"]
 Axes = Literal["opencv", "opengl", "ned", "flu", "pytorch3d"]
 Named = dict[str, str]  # what a photo's name says: frame, and whatever else its pattern names
 
 MAX_BYTES = 2**20  # of one profile: a page of text
 MAX_FILES = 10**6  # of one scene's photos
 
+_PART = re.compile(r"\{(\w+)(:d|[+-][0-9]{1,6}:[0-9]{1,2})?\}")
+
 
 @dataclass(frozen=True)
 class Stored:
     """Where numbers of each frame are kept: a file, and what in it."""
 
-    file: str = ""  # pattern; {frame} and what else the photo's pattern names are filled in
+    file: str = (
+        ""  # pattern; {frame} and what else the photo's pattern names are filled in; {frame-1:8} is 00000004 of 5
+    )
     read: Reader = "npz"
-    key: tuple[str, ...] = ()  # of npz and json; several are joined
+    key: tuple[str, ...] = ()  # of npz, json and named (KEY: numbers); several are joined
     names: str = ""  # stack: the key of the frames' names, in the order of the rows
     match: tuple[str, ...] = ()  # rows: the leading columns, which say whose row it is; none: rows are in order
     first: int | None = None  # rows and log: the number of the frame in the first row; none: photos in order
@@ -95,8 +100,9 @@ class Profile:
     pose: Pose
     intrinsics: Intrinsics
     name: str = ""
-    scenes: tuple[str, ...] = ("*",)  # globs of the scenes' folders below the data set's
+    scenes: tuple[str, ...] = ("*",)  # globs of the scenes' folders below the data set's; "." is that folder itself
     sequence: str = ""  # the part of the photo's pattern that tells several videos of one scene apart
+    apart: bool = False  # those videos show places of their own
     lens: Bend | None = None
     depth: Depth | None = None
     metric: bool = False
@@ -138,14 +144,18 @@ def parse_profile(text: str, where: str) -> Profile:
         raise ValueError(f"{where}: found no pose.file or no intrinsics.file; accepted are both, or intrinsics.values")
     sources = {"pose": profile.pose, "intrinsics": profile.intrinsics, "lens": profile.lens}
     for label, source in sources.items():
-        if source and source.file and source.read in ("npz", "stack", "json") and not source.key:
+        if source and source.file and source.read in ("npz", "stack", "json", "named") and not source.key:
             raise ValueError(f"{where}: {label} is read from {source.read} without a key; accepted is at least one")
     if profile.intrinsics.size and len(profile.intrinsics.size) != 2:
         raise ValueError(
             f"{where}: intrinsics.size has {len(profile.intrinsics.size)} numbers; accepted: height, width"
         )
-    captures = Pattern(profile.images, where).names
-    if any(Path(glob).is_absolute() or ".." in glob for glob in (*profile.scenes, *profile.drop, *profile.without)):
+    photos = Pattern(profile.images, where)
+    captures = photos.names
+    if photos.shifted:
+        raise ValueError(f"{where}: images counts from another number; accepted is that of files beside the photos")
+    globs = (*profile.scenes, *profile.drop, *profile.without)
+    if any(Path(text).is_absolute() or ".." in text for text in globs):
         raise ValueError(f"{where}: found a glob that leads outside; accepted are paths below the data set")
     if len(captures) == 0 or (profile.sequence and profile.sequence not in captures):
         raise ValueError(f"{where}: images names {captures}; accepted is a pattern with the frame and the sequence")
@@ -168,25 +178,31 @@ class Pattern:
     """A path below a folder with named parts, to find files by and to make names from."""
 
     def __init__(self, text: str, where: str) -> None:
-        parts = re.split(r"\{(\w+)(:d)?\}", text)
-        self.text, self.names = text, tuple(dict.fromkeys(parts[1::3]))
-        if text.startswith("/") or ".." in text.split("/") or "{" in "".join(parts[::3]) or "\\" in text:
+        self._literals = _PART.split(text)[::3]
+        parts = list(_PART.finditer(text))
+        self.text, self.names = text, tuple(dict.fromkeys(part[1] for part in parts))
+        self.shifted = any(part[2] not in (None, ":d") for part in parts)
+        if text.startswith("/") or ".." in text.split("/") or "{" in "".join(self._literals) or "\\" in text:
             raise ValueError(f"{where}: the pattern {text!r}; accepted are paths below the scene with {{names}}")
-        self.glob, expression, seen = "", "", set()
-        for literal, name, digits in itertools.zip_longest(parts[::3], parts[1::3], parts[2::3]):
-            self.glob += re.sub(r"([?\[])", r"[\1]", literal) + ("*" if name else "")
+        self._order = [part[1] for part in parts]
+        expression, seen = "", set()
+        for literal, part in itertools.zip_longest(self._literals, parts):
             expression += "[^/]*".join(re.escape(piece) for piece in literal.split("*"))
-            if name:
+            if part is not None:
+                name, digits = part[1], part[2] == ":d"
                 expression += f"(?P={name})" if name in seen else f"(?P<{name}>{r'[0-9]+' if digits else '[^/]+'})"
                 seen.add(name)
         self.expression = re.compile(expression)
 
-    def found(self, folder: Path) -> list[tuple[Path, Named]]:
-        """Files below `folder` with what their names say, 10 after 9; ValueError for more than a million."""
-        hits = []
-        for path in folder.glob(self.glob):
+    def found(self, folder: Path, known: Named | None = None) -> list[tuple[Path, Named]]:
+        """Files below `folder` with what their names say, 10 after 9; of `known` names only; at most a million."""
+        known, hits = known or {}, []
+        names = [glob.escape(known[name]) if name in known else "*" for name in self._order]
+        literals = (re.sub(r"([?\[])", r"[\1]", literal) for literal in self._literals)
+        pairs = itertools.zip_longest(literals, names, fillvalue="")
+        for path in folder.glob("".join(itertools.chain.from_iterable(pairs))):
             match = self.expression.fullmatch(path.relative_to(folder).as_posix())
-            if match and not path.name.startswith("."):
+            if match and not path.name.startswith(".") and known.items() <= match.groupdict().items():
                 hits.append((path, match.groupdict()))
                 if len(hits) > MAX_FILES:
                     raise ValueError(f"{folder}: more than {MAX_FILES} files {self.text}; accepted is one scene")
@@ -194,7 +210,7 @@ class Pattern:
 
     def file(self, folder: Path, named: Named) -> Path | None:
         """The one file that the pattern means for a frame, None where it is absent; * must fit one file."""
-        text = re.sub(r"\{(\w+)(:d)?\}", lambda match: named[match[1]].replace("*", "[*]"), self.text)
+        text = _PART.sub(lambda part: _filled(part[2], named[part[1]]), self.text)
         if "*" not in self.text:
             path = folder / text
             return path if path.is_file() else None
@@ -202,6 +218,16 @@ class Pattern:
         if len(hits) > 1:
             raise ValueError(f"{folder}: {hits[0].name} and {hits[1].name} both fit {self.text}; accepted is one")
         return hits[0] if hits else None
+
+
+def _filled(form: str | None, value: str) -> str:
+    """A name's part as a file beside the photo has it: the same, or counted from elsewhere and padded."""
+    if form in (None, ":d"):
+        return value.replace("*", "[*]")
+    if not (value.isascii() and value.isdigit()):
+        raise ValueError(f"a frame called {value!r:.40} cannot be counted; accepted are numbers")
+    offset, _, width = form.partition(":")
+    return f"{int(value) + int(offset):0{width}d}"
 
 
 def natural(text: str) -> tuple[tuple[int, int | str], ...]:

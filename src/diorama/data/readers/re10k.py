@@ -35,7 +35,8 @@ def read_re10k(text: str | Path, frames: str | Path | None = None) -> CapturedSc
     for stamp, row in rows:
         photo = next((file for suffix in PHOTO_SUFFIXES if (file := folder / f"{stamp}{suffix}").is_file()), None)
         if photo is not None:
-            found.append(Frame(str(photo), partial(_photo, photo), _camera(row, image_size(photo), f"{text}: {stamp}")))
+            camera = _camera(row, image_size(photo), f"{text}: {stamp}")
+            found.append(Frame(str(photo), partial(_photo, photo), camera, encoded=photo.read_bytes))
     if not found:
         raise ValueError(f"{text}: none of its {len(rows)} frames is in {folder}; accepted are <timestamp>.jpg or .png")
     return CapturedScene(text.stem, tuple(found), quantile=QUANTILE, missing=len(rows) - len(found))
@@ -166,7 +167,8 @@ def _clip(clip: dict[str, Any], path: Path) -> CapturedScene:
         if size is None:  # one video, one size
             with _unpacked(photo, name) as file:
                 size = image_size(file)
-        frames.append(Frame(name, partial(_packed_photo, photo, name), _camera(row, size, name)))
+        encoded = partial(_bytes, photo)
+        frames.append(Frame(name, partial(_packed_photo, photo, name), _camera(row, size, name), encoded=encoded))
     return CapturedScene(str(key), tuple(frames), quantile=QUANTILE)
 
 
@@ -187,12 +189,16 @@ def _photo(path: Path, max_pixels: int) -> Float[Tensor, "3 height width"]:
     return read_image(path, max_pixels=max_pixels, upright=False)
 
 
+def _bytes(photo: UInt8[Tensor, " bytes"]) -> bytes:
+    return photo.numpy().tobytes()
+
+
 @contextmanager
 def _unpacked(photo: UInt8[Tensor, " bytes"], where: str) -> Iterator[Path]:
     """The photo as a file, for the one decoder, which takes files; its errors name the clip instead."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "photo"
-        path.write_bytes(photo.numpy().tobytes())
+        path.write_bytes(_bytes(photo))
         try:
             yield path
         except ValueError as error:

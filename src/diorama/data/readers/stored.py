@@ -5,7 +5,7 @@ import json
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -36,7 +36,7 @@ def read_stored(folder: Path, stored: Stored, frames: Sequence[Named]) -> list[V
     return found
 
 
-def npz_arrays(path: Path, keys: Iterable[str]) -> list[np.ndarray]:
+def npz_arrays(path: Path | IO[bytes], keys: Iterable[str]) -> list[np.ndarray]:
     """Arrays of an archive, in the order of `keys`; no pickles, and no more memory than the archive declares.
 
     ValueError for absent keys, object arrays, and arrays that do not fill what their header promises.
@@ -100,6 +100,12 @@ def _from_mvsnet(path: Path, keys: Sequence[str]) -> Values:
     return np.array(words[start : start + count], dtype=np.float64)
 
 
+def _from_named(path: Path, keys: Sequence[str]) -> Values:
+    """Lines of `KEY: numbers`, as KITTI's calibrations are."""
+    lines = dict(line.split(":", 1) for line in text(path).splitlines() if ":" in line)
+    return np.array([word for key in keys for word in lines[key].split()], dtype=np.float64)
+
+
 def _from_json(path: Path, keys: Sequence[str]) -> Values:
     document = json.loads(text(path))
     if not isinstance(document, dict) or any(key not in document for key in keys):
@@ -110,6 +116,7 @@ def _from_json(path: Path, keys: Sequence[str]) -> Values:
 _READERS: dict[Reader, Callable[[Path, Sequence[str]], Values]] = {
     "npz": _from_npz,
     "text": _from_text,
+    "named": _from_named,
     "mvsnet": _from_mvsnet,
     "json": _from_json,
 }
