@@ -10,8 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diorama.geometry.cameras import Cameras
-
 
 class Shape(NamedTuple):
     """What all scenes of a step have in common, on every device: nothing is padded."""
@@ -32,6 +30,11 @@ class Shape(NamedTuple):
 class Sampling(Protocol):
     """How the shapes of steps are drawn."""
 
+    @property
+    def most(self) -> int:
+        """Views of a scene at most."""
+        ...
+
     def shape(self, generator: torch.Generator, devices: int = 1) -> Shape:
         """The shape of the step whose random numbers these are."""
         ...
@@ -46,6 +49,11 @@ class Fixed:
     scenes: int  # of the whole step
     known: tuple[int, ...] = (2, 4, 6, 8)  # one is drawn per step
     targets: int = 4
+
+    @property
+    def most(self) -> int:
+        """Views of a scene at most."""
+        return max(self.known) + self.targets
 
     def shape(self, generator: torch.Generator, devices: int = 1) -> Shape:
         """That size and one of the numbers of known views."""
@@ -80,11 +88,16 @@ class Dynamic:
             )
         area = max(height * width for height, width in self.sides)
         patches = area // self.patch**2
-        most = max(self.count(patches, *self._split(self.views[1], known)) for known in (0.0, 0.999999))
+        most = max(self.count(patches, *self._split(self.views[1], known / 100)) for known in range(100))
         if most > self.budget:
             raise ValueError(
                 f"a budget of {self.budget} tokens: one scene takes up to {most}; accepted is that or more"
             )
+
+    @property
+    def most(self) -> int:
+        """Views of a scene at most."""
+        return self.views[1]
 
     @cached_property
     def sides(self) -> list[tuple[int, int]]:
@@ -126,33 +139,38 @@ class Dynamic:
 
 
 def choose_frames(
-    cameras: Cameras, views: int, generator: torch.Generator, *, ordered: bool = True, window: int = 0
+    poses: Float[Tensor, "frame 4 4"],
+    known: int,
+    targets: int,
+    generator: torch.Generator,
+    *,
+    ordered: bool = True,
+    window: int = 0,
 ) -> list[int]:
-    """Different frames of a scene: a stretch of its video with a random stride, of at most `window` frames (0: any).
+    """Different frames of a scene, known ones first: a stretch with a random stride, of at most `window` frames (0: any).
 
-    Half of the draws are in time's order, the others in any, so that every view may be the first. Photos in no order
-    count by how near their camera is to a random one's. Raises ValueError for a scene of fewer frames.
+    Half of the draws keep time's order among the known ones, so that every view may be the first. Where frames are in
+    no order, those count as a stretch whose cameras are ever farther from a random one. Raises ValueError for a scene of
+    fewer frames.
     """
-    count = cameras.views
+    count, views = len(poses), known + targets
     if count < views:
         raise ValueError(f"{count} frames where {views} are wanted")
     reach = min(count, max(views, window or count))
     stride = 1 + int(torch.randint(max(1, (reach - 1) // max(1, views - 1)), (), generator=generator))
     span = stride * (views - 1) + 1
-    start = int(torch.randint(count - span + 1, (), generator=generator))
-    order = list(range(count))
+    order, start = list(range(count)), int(torch.randint(count - span + 1, (), generator=generator))
     if not ordered:
         anchor = int(torch.randint(count, (), generator=generator))
-        order, start = _nearness(cameras, anchor).argsort(stable=True).tolist(), 0
-    chosen = order[start : start + span : stride]
-    if bool(torch.rand((), generator=generator) < 0.5):
-        return sorted(chosen)
-    return [chosen[place] for place in torch.randperm(views, generator=generator).tolist()]
+        order, start = _nearness(poses, anchor).argsort(stable=True).tolist(), 0
+    chosen = [order[start + stride * place] for place in torch.randperm(views, generator=generator).tolist()]
+    keep = bool(torch.rand((), generator=generator) < 0.5)
+    return [*(sorted(chosen[:known]) if keep else chosen[:known]), *chosen[known:]]
 
 
-def _nearness(cameras: Cameras, anchor: int) -> Float[Tensor, " view"]:
+def _nearness(poses: Float[Tensor, "frame 4 4"], anchor: int) -> Float[Tensor, " frame"]:
     """How far each camera is from one: its place, as a share of the farthest, and its direction, of half a turn."""
-    centers, forward = cameras.centers, cameras.camera_to_world[:, :3, 2]
+    centers, forward = poses[:, :3, 3], poses[:, :3, 2]
     distance = (centers - centers[anchor]).norm(dim=-1)
     angle = (forward @ forward[anchor]).clamp(-1, 1).acos()
     far = distance / distance.max().clamp(min=1e-12) + angle / math.pi

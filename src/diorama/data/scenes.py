@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from diorama.data.images import MAX_PIXELS, MAX_PIXELS_TOGETHER
+from diorama.data.transforms import fitted
 from diorama.geometry.cameras import Cameras
 from diorama.scene import Views
 
@@ -68,16 +69,24 @@ class CapturedScene:
             raise ValueError(f"{self.name}: cameras for images of {found}; accepted is one size, or views of one")
         return joined(cameras)
 
-    def views(self, at: Sequence[int] | None = None, height: int | None = None, width: int | None = None) -> Views:
+    def views(
+        self,
+        at: Sequence[int] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        max_pixels: int = MAX_PIXELS,
+    ) -> Views:
         """Some of the frames decoded, all by default, with cameras and, where there is depth, points (both float64).
 
         With `height` and `width` each is cropped around its centre to that shape and resized, else all must have one
-        size. ValueError names a frame that cannot be decoded or does not fit.
+        size. Images of more than `max_pixels` are reduced while they are read. ValueError names a frame that cannot be
+        decoded or does not fit.
         """
         chosen = [self.frames[place] for place in (range(len(self)) if at is None else at)]
         if not chosen:
             raise ValueError(f"{self.name}: no frames chosen; accepted is at least one")
-        most = min(MAX_PIXELS, MAX_PIXELS_TOGETHER // len(chosen))
+        most = min(max_pixels, MAX_PIXELS, MAX_PIXELS_TOGETHER // len(chosen))
         views = [_view(frame, most, None if height is None or width is None else (height, width)) for frame in chosen]
         for frame, view in zip(chosen, views, strict=True):
             if view.images.shape != views[0].images.shape:
@@ -131,7 +140,7 @@ def _view(frame: Frame, most: int, size: tuple[int, int] | None) -> Views:
             depth.nan_to_num(0, 0, 0).double()[None]
         )  # worlds may be kilometres from their origin
     view = Views(image[None], camera, points, None if valid is None else valid.float()[None])
-    return view if size is None else _fitted(view, *size)
+    return view if size is None else fitted(view, *size)
 
 
 def camera_at(frame: Frame, height: int, width: int) -> Cameras | None:
@@ -158,19 +167,3 @@ def _like(frame: Frame, values: Tensor, image: Tensor) -> Tensor:
     rows = ((torch.arange(height) + 0.5) * (tall / height)).long()
     columns = ((torch.arange(width) + 0.5) * (wide / width)).long()
     return values[rows][:, columns]
-
-
-def _fitted(view: Views, height: int, width: int) -> Views:
-    """The largest centred part of a wanted shape, resized; whole pixels are cut, with the camera kept in step."""
-    tall, wide = view.images.shape[-2:]
-    scale = min(tall / height, wide / width)
-    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
-    top, left = (tall - rows) // 2, (wide - columns) // 2
-    window = (..., slice(top, top + rows), slice(left, left + columns))
-    part = Views(
-        view.images[window],
-        None if view.cameras is None else view.cameras.cropped(top, left, rows, columns),
-        None if view.points is None else view.points[:, top : top + rows, left : left + columns],
-        None if view.confidence is None else view.confidence[window],
-    )
-    return part.resized(height, width)

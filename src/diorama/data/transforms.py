@@ -31,5 +31,24 @@ def mirrored(views: Views, which: Bool[Tensor, " batch"]) -> Views:
     )
 
 
+def fitted(views: Views, height: int, width: int, place: tuple[float, float] = (0.5, 0.5)) -> Views:
+    """The largest part of a wanted shape, resized; whole pixels are cut, with the cameras kept in step.
+
+    `place` says where the part lies: (0, 0) at the top left of what there is, (1, 1) at the bottom right.
+    """
+    tall, wide = views.images.shape[-2:]
+    scale = min(tall / height, wide / width)
+    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+    top, left = int(place[0] * (tall - rows)), int(place[1] * (wide - columns))
+    window = (..., slice(top, top + rows), slice(left, left + columns))
+    part = Views(
+        views.images[window],
+        None if views.cameras is None else views.cameras.cropped(top, left, rows, columns),
+        None if views.points is None else views.points[(*window, slice(None))],
+        None if views.confidence is None else views.confidence[window],
+    )
+    return part.resized(height, width)
+
+
 def _where(which: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     return torch.where(which.reshape(-1, *(1,) * (no.ndim - 1)), yes, no)
