@@ -10,8 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from diorama.data.worlds import render, world
 from diorama.export.colmap import write_colmap
 from diorama.export.world import World
+from diorama.geometry.alignment import umeyama
 from diorama.scene import Scene, Views
 
 
@@ -159,9 +161,28 @@ def test_what_it_refuses(stage: Scene, scene: Scene, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def pycolmap() -> Any:
+    """The reader that is not ours, where there is a build of it."""
+    pytest.importorskip("pycolmap")
+    import pycolmap
+
+    return pycolmap
+
+
+def distances(model: Any) -> np.ndarray:
+    """Pixels between every observation of a pycolmap model and its point as pycolmap projects it."""
+    found = []
+    for point in model.points3D.values():
+        for element in point.track.elements:
+            image = model.images[element.image_id]
+            pixel = image.project_point(point.xyz)
+            found.append(np.linalg.norm(image.points2D[element.point2D_idx].xy - pixel))
+    return np.array(found)
+
+
 @pytest.mark.parametrize("as_text", [False, True])
-def test_pycolmap_reads_and_adjusts_it(stage: Scene, tmp_path: Path, as_text: bool) -> None:
-    pycolmap = pytest.importorskip("pycolmap")
+def test_pycolmap_reads_and_adjusts_it(pycolmap: Any, stage: Scene, tmp_path: Path, as_text: bool) -> None:
     cameras, depth = stage.views.cameras, stage.views.depth
     assert cameras is not None and depth is not None
     noise = torch.randn(depth.shape, generator=torch.Generator().manual_seed(1))
@@ -170,7 +191,32 @@ def test_pycolmap_reads_and_adjusts_it(stage: Scene, tmp_path: Path, as_text: bo
     model = pycolmap.Reconstruction(str(tmp_path / "a/sparse/0"))
     assert model.num_points3D() == len(tracks.points)
     assert model.num_reg_images() == 4
+    assert len(found := distances(model)) == len(tracks.view)
+    assert found.max() < 0.5 + 1e-3
     assert model.compute_mean_reprojection_error() == pytest.approx(tracks.errors.mean(), abs=0.05)
     pycolmap.bundle_adjustment(model)
     model.update_point_3d_errors()
     assert model.compute_mean_reprojection_error() < 0.5
+
+
+@pytest.mark.parametrize("kind", ["room", "outdoor", "objects"])
+def test_bundle_adjustment_of_a_world_finds_its_cameras_again(pycolmap: Any, tmp_path: Path, kind: str) -> None:
+    """From points two per cent beside their places: the tracks alone lead the cameras back to where they were."""
+    place = world(7, kind=kind)
+    cameras = place.path(6, 48, 64)
+    tracks = write_colmap(render(place, cameras, samples=1), tmp_path / "a", most=4000)
+    assert len(tracks.points) > 300
+    model = pycolmap.Reconstruction(str(tmp_path / "a/sparse/0"))
+    assert distances(model).max() < 0.5 + 1e-3, "what was written reprojects"
+    generator = np.random.default_rng(0)
+    for point in model.points3D.values():
+        point.xyz = point.xyz + 0.02 * float(tracks.points.std()) * generator.standard_normal(3)
+    model.update_point_3d_errors()
+    assert model.compute_mean_reprojection_error() > 1
+    pycolmap.bundle_adjustment(model)
+    model.update_point_3d_errors()
+    assert model.compute_mean_reprojection_error() < 0.5
+    found = torch.from_numpy(np.stack([model.images[n].projection_center() for n in range(1, 7)]))
+    true = cameras.centers.double()
+    error = (umeyama(found, true).apply(found) - true).norm(dim=-1).max() / cameras.extent
+    assert error < 0.02

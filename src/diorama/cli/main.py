@@ -35,6 +35,7 @@ VERBS = {
     "reconstruct": "make a scene from many photos of it",
     "render": "show a saved scene from other cameras, without sampling again",
     "export": "write a saved scene for other programs: points, mesh, COLMAP, splats, video, a web page",
+    "fit-splats": "fit Gaussians to what the model shows of a scene, by gsplat on a GPU",
     "view": "fly through a scene in the browser",
     "train": "train the models",
     "evaluate": "score a method on a benchmark, ours or another's, against published protocols",
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.setdefault(name, value)
     try:
         with _ended_politely():
-            return import_module(f"diorama.cli.{verb}").run(rest)
+            return import_module(f"diorama.cli.{verb.replace('-', '_')}").run(rest)
     except (Exception, KeyboardInterrupt) as error:
         message = _explanation(error)
         if message is None:
