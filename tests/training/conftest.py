@@ -1,8 +1,10 @@
 import pytest
 from tests.miniature import DIT, MEMORY, RAE
+from tests.miniature import rae3d as miniature_rae3d
 
 from diorama.data.cache import write_cache
 from diorama.models import dit3d, observed_memory, rae3d
+from diorama.training.dit3d import Config
 
 VIEWS, SIDE = 6, 16
 
@@ -24,3 +26,13 @@ def miniature_size(monkeypatch):
     monkeypatch.setitem(rae3d.SIZES, "miniature", RAE)
     monkeypatch.setitem(observed_memory.SIZES, "miniature", MEMORY)
     monkeypatch.setitem(dit3d.SIZES, "miniature", DIT)
+
+
+@pytest.fixture
+def dit3d_config(worlds, tmp_path):
+    """A short run of DiT3D on a random autoencoder."""
+    miniature_rae3d().save_pretrained(tmp_path / "autoencoder")
+    return Config(
+        out=tmp_path / "run", **worlds, autoencoder=tmp_path / "autoencoder", size="miniature", steps=4, batch=8,
+        learning_rate=1e-3, warmup=0, precision="32-true", device="cpu", encoder_views=4, visible=(1, 2), samples=3,
+    )  # fmt: skip

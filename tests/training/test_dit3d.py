@@ -1,26 +1,21 @@
+import json
 from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from tests.miniature import DIM, TOKENS, path, rae3d
+from tests.miniature import DIM, TOKENS, dit3d, path
 from tests.training.conftest import SIDE
 
-from diorama.data.cache import WorldsCache, write_cache
+from diorama.models.dit3d import DiT3D
 from diorama.pipelines.base import load
 from diorama.scene import Condition, Views
-from diorama.training import dit3d as module
-from diorama.training.dit3d import Config, DiT3DStage, Latents, _known_places
+from diorama.training.dit3d import DiT3DStage
 from diorama.training.trainer import Trainer, step_generator
 
 
 @pytest.fixture
-def config(worlds, tmp_path):
-    rae3d().save_pretrained(tmp_path / "autoencoder")
-    return Config(
-        out=tmp_path / "run", **worlds, autoencoder=tmp_path / "autoencoder", size="miniature", steps=4, batch=8,
-        learning_rate=1e-3, warmup=0, precision="32-true", device="cpu", encoder_views=4, visible=(1, 2), samples=3,
-    )  # fmt: skip
+def config(dit3d_config):
+    return dit3d_config
 
 
 def loss(stage, batch):
@@ -42,9 +37,11 @@ def test_one_step_lowers_the_loss_on_its_batch(config, rate):
 
 def test_the_model_is_asked_on_the_path_at_times_shifted_towards_noise(config):
     stage = DiT3DStage(config)
-    asked, (data, known) = [], stage.batch(0)
+    asked, batch = [], stage.batch(0)
+    data, known, label = batch
+    assert label is None
     stage.model.register_forward_pre_hook(lambda _, arguments: asked.extend(arguments))
-    loss(stage, (data, known))
+    loss(stage, batch)
     noisy, t, given = asked
     generator = step_generator(0, 0, 1)
     uniform, noise = torch.rand(8, generator=generator), torch.randn(data.shape, generator=generator)
@@ -70,82 +67,10 @@ def test_latents_are_encoded_once_and_normalised_over_the_data(config, monkeypat
     assert normal.mean(0).abs().max() < 1e-2 and (normal.std(0) - 1).abs().max() < 0.1
     for first, second in ((data, blind), (data, known[:, 0]), (known[:, 0], known[:, 1]), (known[:, 0], blind)):
         assert (first - second).abs().max() > 1e-2
-    monkeypatch.setattr("diorama.training.dit3d.encode_views", None)  # a second stage reads the file
+    monkeypatch.setattr("diorama.training.latents.encode_views", None)  # a second stage reads the file
     again = DiT3DStage(config)
     assert torch.equal(again.latents.data, data) and torch.equal(again.latents.known, known)
     assert not list(config.out.glob("*.part"))
-
-
-def remade(config, monkeypatch):
-    """How often a new stage encodes views for `config`."""
-    calls, encode = [], module.encode_views
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "encode_views", lambda *arguments: calls.append(1) or encode(*arguments))
-        DiT3DStage(config)
-    return len(calls)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (dict(seed=3), r"seed was 0, is 3"),
-        (dict(visible=(1,), conditions=1), r"visible was \[1, 2\], is \[1\], conditions was 2, is 1"),
-        (dict(samples=2), r"samples was 3, is 2"),
-        (dict(encoder_views=3), r"encoder_views was 4, is 3"),
-        (dict(data="validation"), r"data was [0-9a-f]+, is [0-9a-f]+"),
-    ],
-)
-def test_latents_of_other_settings_are_refused_by_name(config, changes, message):
-    DiT3DStage(config)
-    if "data" in changes:
-        changes = dict(data=config.validation)
-    with pytest.raises(ValueError, match=rf"^[^\n]*latents\.safetensors: made with other settings \({message}\); use"):
-        DiT3DStage(replace(config, **changes))
-
-
-def test_latents_of_another_autoencoder_are_refused_wherever_it_lies(config, tmp_path, monkeypatch):
-    DiT3DStage(config)
-    rae3d().save_pretrained(tmp_path / "same")
-    rae3d(1).save_pretrained(tmp_path / "other")
-    unlike = replace(config, learning_rate=1.0, batch=4, autoencoder=tmp_path / "same")
-    assert remade(unlike, monkeypatch) == 0
-    with pytest.raises(ValueError, match=r"settings \(autoencoder was [0-9a-f]+, is [0-9a-f]+\)"):
-        DiT3DStage(replace(config, autoencoder=tmp_path / "other"))
-
-
-def test_latents_that_do_not_say_what_they_are_made_of_are_made_again(config, monkeypatch):
-    expected, file = DiT3DStage(config).latents.data, config.out / "latents.safetensors"
-    save_file({name: torch.zeros_like(tensor) for name, tensor in load_file(file).items()}, file)
-    assert remade(config, monkeypatch) > 0
-    assert torch.equal(load_file(file)["data"], expected)
-    file.write_bytes(file.read_bytes()[:50])
-    with pytest.raises(ValueError, match=r"^[^\n]*latents\.safetensors: not a readable safetensors file [^\n]*$"):
-        DiT3DStage(config)
-
-
-def test_only_the_first_process_encodes_and_the_others_wait(config, monkeypatch, tmp_path):
-    first = replace(config, out=tmp_path / "first")
-    expected = DiT3DStage(first).latents
-    waits = []
-
-    def wait(seconds):
-        waits.append(seconds)
-        config.out.mkdir(exist_ok=True)
-        if len(waits) == 3:
-            (first.out / "latents.safetensors").rename(config.out / "latents.safetensors")
-
-    monkeypatch.setattr(module.time, "sleep", wait)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert remade(config, monkeypatch) == 0 and len(waits) == 3
-    assert torch.equal(DiT3DStage(config).latents.known, expected.known)
-
-
-def test_one_sample_has_a_deviation_of_one(config, tmp_path):
-    single = write_cache(tmp_path / "single", [9], views=4, height=SIDE, width=SIDE, samples=1)
-    stage = DiT3DStage(replace(config, data=single, samples=1))
-    assert len(stage.latents.data) == 1 and (stage.autoencoder.latent_std == 1).all()
-    assert torch.equal(stage.autoencoder.latent_mean, stage.latents.data[0].float())
-    assert all(part.isfinite().all() for part in stage.batch(0))
 
 
 @pytest.mark.parametrize(("views", "accepted"), [(1, "2 to 6"), (7, "2 to 6")])
@@ -154,20 +79,9 @@ def test_views_that_a_cache_does_not_have_are_refused(config, views, accepted):
         DiT3DStage(replace(config, encoder_views=views))
 
 
-def test_the_data_is_what_the_autoencoder_says_of_all_views(config):
-    """In half precision at most, over the first subset of each scene."""
-    stage = DiT3DStage(config)
-    cache = WorldsCache(config.data)
-    wide = Latents.encoded(config.out / "others.safetensors", stage.autoencoder, cache, replace(config, seed=1))
-    error = (wide.data.float().mean(-1)).abs().max()
-    assert error < 2e-2  # every token keeps mean 0 and variance 1 over its channels
-    assert (wide.data.float().var(-1) - 1).abs().max() < 0.1
-    assert not torch.equal(wide.data, stage.latents.data)
-
-
 def test_a_batch_belongs_to_its_step(config):
     one, other = DiT3DStage(config), DiT3DStage(config)
-    for first, second in zip(one.batch(3), other.batch(3), strict=True):
+    for first, second in zip(one.batch(3)[:2], other.batch(3)[:2], strict=True):
         assert first.shape == (8, TOKENS, DIM) and torch.equal(first, second)
     assert not torch.equal(one.batch(4)[0], one.batch(3)[0])
 
@@ -175,20 +89,10 @@ def test_a_batch_belongs_to_its_step(config):
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_some_samples_know_nothing(config, share):
     stage = DiT3DStage(replace(config, blind_probability=share, batch=400))
-    known = stage.batch(0)[1]
+    known = stage.batch(0).known
     blind = stage.autoencoder.normalize(stage.latents.blind.float())
     nothing = (known[:, None] == blind).all((-1, -2)).any(1).float().mean()
     assert float(nothing) == pytest.approx(share, abs=0.08)
-
-
-def test_known_places():
-    generator = torch.Generator().manual_seed(0)
-    count = torch.randint(1, 4, (3000,), generator=generator)
-    places = _known_places(count, 6, generator)
-    assert torch.equal(places.sum(1), count)
-    one = places[count == 1].float().mean(0)
-    assert float(one[0]) == pytest.approx(0.5 + 0.5 / 6, abs=0.06)  # half of the time by rule, else by chance
-    assert (one[1:] - (1 - one[0]) / 5).abs().max() < 0.04
 
 
 @torch.no_grad()
@@ -215,3 +119,102 @@ def test_a_run_ends_with_a_pipeline_that_loads(config):
     photo = Views(torch.rand(1, 3, SIDE, SIDE))
     scene = pipeline.generate(Condition(photo, (0,)), path(2, SIDE, SIDE), steps=2)
     assert scene.views.images.shape == (2, 3, SIDE, SIDE)
+
+
+@pytest.fixture
+def of_images(dit3d_config):
+    """Training on single images."""
+    return replace(dit3d_config, single_images=True)
+
+
+def test_single_images_are_learnt_by_class_from_their_pose(of_images):
+    stage = DiT3DStage(replace(of_images, label_dropout=0.0, batch=400))
+    assert stage.latents.known.shape == (4 * 3, 0, TOKENS, DIM) and stage.config.encoder_views == 1
+    kinds = [row["kind"] for row in stage.data.attributes]
+    assert stage.names == sorted(set(kinds)) and stage.model.config.classes == len(stage.names)
+    data, known, label = stage.batch(0)
+    pictures, poses = (stage.autoencoder.normalize(x.float()) for x in (stage.latents.data, stage.latents.blind))
+    found = (data[:, None] == pictures).all((-1, -2)).int()
+    assert (found.sum(1) == 1).all() and found.argmax(1).unique().numel() == 12
+    assert torch.equal(known, poses[found.argmax(1)])
+    assert [stage.names[place] for place in label] == [kinds[row % 4] for row in found.argmax(1)]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_the_class_is_kept_from_the_model_at_times(of_images, share):
+    stage = DiT3DStage(replace(of_images, label_dropout=share, batch=400))
+    assert float((stage.batch(0).label == len(stage.names)).float().mean()) == pytest.approx(share, abs=0.08)
+
+
+def test_one_step_on_single_images_lowers_the_loss_and_the_class_matters(of_images):
+    stage = DiT3DStage(replace(of_images, label_dropout=0.0, learning_rate=1e-2))
+    batch, table = stage.batch(0), stage.model.label.weight.detach().clone()
+    before = loss(stage, batch)
+    trainer = Trainer(stage, stage.config)
+    trainer.train_step()
+    assert loss(stage, batch) < before
+    for _ in range(3):  # the class reaches the output once that and the modulation are not 0 any more
+        trainer.train_step()
+    changed = (stage.model.label.weight != table).any(1)
+    assert changed[batch.label].all() and not changed[-1]
+    data, known, label = batch
+    null = torch.full_like(label, len(stage.names))
+    one, other = (stage.model(data, torch.full((8,), 0.5), known, label=x).velocity for x in (label, null))
+    assert (one - other).abs().max() > 1e-5
+
+
+def test_scenes_without_the_attribute_have_no_class(of_images):
+    stage = DiT3DStage(replace(of_images, label="wall", label_dropout=0.0, batch=100))
+    walls = [row.get("wall") for row in stage.data.attributes]
+    assert None in walls and stage.names == sorted({wall for wall in walls if wall})
+    data, _, label = stage.batch(0)
+    pictures = stage.autoencoder.normalize(stage.latents.data.float())
+    rows = (data[:, None] == pictures).all((-1, -2)).int().argmax(1)
+    assert [None if x == len(stage.names) else stage.names[x] for x in label] == [walls[row % 4] for row in rows]
+
+
+@torch.no_grad()
+def test_single_images_are_validated_by_class(of_images):
+    values, picture = DiT3DStage(of_images).validate()
+    assert values.keys() == {"sharpness_generated", "psnr_regressed", "sharpness_regressed"}
+    assert picture.shape == (3, 3 * SIDE, 2 * SIDE) and picture.isfinite().all()
+
+
+def test_the_second_stage_begins_with_the_weights_of_the_first_but_its_classes(of_images, dit3d_config, tmp_path):
+    first = Trainer(DiT3DStage(of_images), of_images)
+    first.train()
+    folder = of_images.out / "model"
+    assert json.loads((folder / "classes.json").read_text()) == first.stage.names
+    pipeline = load(folder, "cpu")
+    pipeline.set_progress_bar_config(disable=True)
+    scenes = pipeline.generate([Condition(label=0), Condition(label=1)], path(1, SIDE, SIDE), steps=2)
+    assert not torch.equal(scenes[0].latents, scenes[1].latents)
+    for start in (folder, folder / "denoiser"):
+        stage = DiT3DStage(replace(dit3d_config, out=tmp_path / "second", start=start))
+        weights, before = stage.model.state_dict(), pipeline.denoiser.state_dict()
+        assert before.keys() - weights.keys() == {"label.weight"} and not weights.keys() - before.keys()
+        assert all(torch.equal(value, before[name]) for name, value in weights.items())
+        assert stage.model.label is None and stage.model.config.classes == 0
+    batch = stage.batch(0)
+    before = loss(stage, batch)
+    Trainer(stage, stage.config).train_step()
+    assert loss(stage, batch) < before
+
+
+def test_a_start_that_does_not_fit_is_refused_in_one_line(dit3d_config, of_images, tmp_path):
+    for name, changes in (("wide", dict(head_dim=64)), ("classes", dict(classes=5)), ("right", {})):
+        dit3d(**changes).save_pretrained(tmp_path / name)
+    DiT3DStage(replace(dit3d_config, start=tmp_path / "classes"))
+    with pytest.raises(ValueError, match=r"^--start: a DiT3D of another shape \(head_dim was 64, is 48\); [^\n]*$"):
+        DiT3DStage(replace(dit3d_config, start=tmp_path / "wide"))
+    with pytest.raises(ValueError, match=r"^--start: a DiT3D of another shape \(classes was 5, is \d\); [^\n]*$"):
+        DiT3DStage(replace(of_images, start=tmp_path / "classes", out=tmp_path / "images"))
+    with pytest.raises(ValueError, match=r"^[^\n]*nothing.config.json: missing; a DiT3D folder holds [^\n]*$"):
+        DiT3DStage(replace(dit3d_config, start=tmp_path / "nothing"))
+    assert isinstance(DiT3DStage(replace(dit3d_config, start=tmp_path / "right")).model, DiT3D)
+
+
+@pytest.mark.parametrize("label", ["colour", "height"], ids=["absent", "no-word"])
+def test_an_attribute_that_no_scene_has_is_refused(of_images, label):
+    with pytest.raises(ValueError, match=rf"^[^\n]*train: no scene has a --label {label}; accepted are .*kind[^\n]*$"):
+        DiT3DStage(replace(of_images, label=label))

@@ -5,13 +5,14 @@ import math
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from diorama.flow import guided
 from diorama.geometry.cameras import Cameras
 from diorama.geometry.similarity import Similarity
 from diorama.models.checkpoints import check_weights
@@ -29,6 +30,13 @@ def encode_views(
     """Latents of views whose `cameras` are in the latent frame; hidden views give their pose alone."""
     images, rays = (values.to(autoencoder.dtype) for values in (views.images, cameras.plucker()))
     return autoencoder.encode(images, rays, visible)
+
+
+class Told(NamedTuple):
+    """What the denoiser is told of requests."""
+
+    tokens: Float[Tensor, "batch token dim"]
+    label: Int[Tensor, " batch"] | None  # None for a model without classes
 
 
 OPTIONS = ("title", "licence", "pixels", "encoder_views", "steps", "guidance")  # of TokenPipeline, kept with it
@@ -106,8 +114,11 @@ class TokenPipeline(ScenePipeline):
             )
         if condition.prompt is not None:
             raise ValueError(f"{self.config.title} was trained without text: leave the prompt out")
-        if condition.label is not None:
+        classes = self.denoiser.config.classes
+        if condition.label is not None and not classes:
             raise ValueError(f"{self.config.title} was trained without classes: leave the label out")
+        if condition.label is not None and not 0 <= condition.label < classes:
+            raise ValueError(f"label {condition.label}: accepted by {self.config.title} are 0 to {classes - 1}")
         wanted = wanted.path()
         return condition.along(wanted), self.fitted(wanted)
 
@@ -139,8 +150,8 @@ class TokenPipeline(ScenePipeline):
         return self._encode(conditions, wanted, shown=True)
 
     def null(self, conditions: Sequence[Condition], wanted: Sequence[Cameras]) -> Context | None:
-        """The same poses without the images (3DDiT section 3.4)."""
-        if all(condition.views is None for condition in conditions):
+        """The same poses without the images, and without the class (3DDiT section 3.4)."""
+        if all(condition.views is None and condition.label is None for condition in conditions):
             return None
         return self._encode(conditions, wanted, shown=False)
 
@@ -163,7 +174,11 @@ class TokenPipeline(ScenePipeline):
                 observed[row] = None if self.memory is None else kept(seen, there)
         local = local.to(self.device)
         latents = encode_views(self.autoencoder, Views(images.to(self.device), local), local, visible.to(self.device))
-        return Context(self.autoencoder.normalize(latents), wanted, frames, observed)
+        label, classes = None, self.denoiser.config.classes
+        if classes:
+            rows = [classes if c.label is None or not shown else c.label for c in conditions]
+            label = torch.tensor(rows, device=self.device)
+        return Context(Told(self.autoencoder.normalize(latents), label), wanted, frames, observed)
 
     def noise(self, wanted: Sequence[Any], seeds: Sequence[int]) -> Float[Tensor, "batch token channel"]:
         """Gaussian tokens; each request's come from its own seed on the CPU."""
@@ -171,11 +186,19 @@ class TokenPipeline(ScenePipeline):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(self.device)
 
-    def denoise(self, latents: Tensor, t: float, known: Tensor) -> Tensor:
+    def velocity(self, latents: Tensor, t: float, context: Context, null: Context | None, scale: float) -> Tensor:
+        """Velocity at time t, guided where there is another branch: both as one batch."""
+        if null is None:
+            return self.denoise(latents, t, context.known)
+        pairs = zip(context.known, null.known, strict=True)
+        both = Told(*(None if one is None else torch.cat([one, other]) for one, other in pairs))  # type: ignore[arg-type]
+        return guided(*self.denoise(torch.cat([latents, latents]), t, both).chunk(2), scale)  # type: ignore[call-arg]
+
+    def denoise(self, latents: Tensor, t: float, known: Told) -> Tensor:
         """DiT3D's velocity, in single precision as is all between the models."""
         times = torch.full((len(latents),), t, device=latents.device)
         kind = self.denoiser.dtype
-        return self.denoiser(latents.to(kind), times, known.to(kind)).velocity.float()
+        return self.denoiser(latents.to(kind), times, known.tokens.to(kind), known.label).velocity.float()
 
     def decode(self, latents: Tensor, context: Context) -> tuple[list[Views], Tensor]:
         """The wanted views, and the latents as the autoencoder reads them."""

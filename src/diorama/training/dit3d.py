@@ -1,23 +1,17 @@
-"""Stage 2: the denoiser DiT3D on the latents of a frozen RAE3D, conditioned on some of the same views."""
+"""Stages 1 and 2: the denoiser DiT3D on latents of a frozen RAE3D, of single images by class, then of many views."""
 
-import hashlib
 import json
-import os
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from jaxtyping import Bool, Float
-from rich.progress import track
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diorama.data.cache import WorldsCache
-from diorama.data.transforms import mirrored
 from diorama.evaluation.metrics import gradient_energy, psnr
 from diorama.flow import dimension_shift, interpolate, shifted
 from diorama.geometry.cameras import Cameras
@@ -25,8 +19,9 @@ from diorama.models.checkpoints import check_weights
 from diorama.models.dit3d import SIZES, DiT3D
 from diorama.models.rae3d import RAE3D
 from diorama.pipelines.base import pick_device
-from diorama.pipelines.tokens import TokenPipeline, encode_views
-from diorama.scene import Condition, Views
+from diorama.pipelines.tokens import TokenPipeline
+from diorama.scene import Condition
+from diorama.training.latents import Latents, class_names, class_of_scenes
 from diorama.training.losses import velocity_loss
 from diorama.training.trainer import WHOLE, Run, Share, matrix_optimizers, step_generator
 
@@ -43,6 +38,14 @@ class Config(Run):
     """Folder of a trained RAE3D."""
     size: str = "XL"
     """Row of DiT3D's table of sizes."""
+    start: Path | None = None
+    """Folder of a trained DiT3D of this size, or of its pipeline, to begin from; its table of classes is dropped."""
+    single_images: bool = False
+    """First stage of the curriculum: learn single images by class. What is known of each is its pose."""
+    label: str = "kind"
+    """Attribute of worlds that tells a single image's class."""
+    label_dropout: float = 0.1
+    """Share of single images whose class is kept from the model, which is what guidance compares with."""
     steps: int = 80_000
     ema: float = 0.9995
     muon_rate: float = 0.0
@@ -63,111 +66,36 @@ class Config(Run):
     """Name of the saved pipeline."""
 
 
-class Latents:
-    """Latents of every sample and of its conditions, encoded once and kept on disk."""
+class Batch(NamedTuple):
+    """A step's share of samples, normalised."""
 
-    def __init__(self, data: Tensor, known: Tensor, blind: Tensor) -> None:
-        self.data, self.known, self.blind = data, known, blind
-
-    @classmethod
-    @torch.no_grad()
-    def encoded(cls, file: Path, model: RAE3D, cache: WorldsCache, config: Config) -> "Latents":
-        """Read them from `file`, or encode the cache's scenes and write it; of several processes only the first does.
-
-        Raises ValueError if the file was made with other settings, another autoencoder or other data. One that does
-        not say what it was made of is made again.
-        """
-        made_of = _fingerprint(model, cache, config)
-        while not _made_of(file, made_of):
-            if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0:
-                return cls._made(file, made_of, model, cache, config)
-            time.sleep(0.1)
-        return cls(**load_file(file))
-
-    @classmethod
-    def _made(cls, file: Path, made_of: dict[str, str], model: RAE3D, cache: WorldsCache, config: Config) -> "Latents":
-        parts: dict[str, list[Tensor]] = {"data": [], "known": [], "blind": []}
-        scenes = torch.arange(len(cache)).repeat(config.samples)
-        for number, part in enumerate(track(scenes.split(16), description="encoding latents", transient=True)):
-            generator = step_generator(config.seed, number, 2)
-            views = _subset(cache, part, config.encoder_views, generator)
-            views = mirrored(views, torch.rand(len(part), generator=generator) < 0.5).to(model.device)
-            cameras = views.cameras.normalized()[0]  # type: ignore[union-attr]
-            count = torch.tensor(config.visible)[
-                torch.randint(len(config.visible), (config.conditions, len(part)), generator=generator)
-            ]
-            masks = [torch.ones(len(part), config.encoder_views, dtype=torch.bool)]
-            masks += [_known_places(row, config.encoder_views, generator) for row in count]
-            masks += [torch.zeros(len(part), config.encoder_views, dtype=torch.bool)]
-            with torch.autocast(model.device.type, torch.bfloat16):
-                made = [encode_views(model, views, cameras, mask.to(model.device)).half().cpu() for mask in masks]
-            parts["data"].append(made[0])
-            parts["known"].append(torch.stack(made[1:-1], 1))
-            parts["blind"].append(made[-1])
-        tensors = {name: torch.cat(values) for name, values in parts.items()}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, file.with_suffix(".part"), made_of)
-        file.with_suffix(".part").replace(file)
-        return cls(**tensors)
-
-
-def _fingerprint(model: RAE3D, cache: WorldsCache, config: Config) -> dict[str, str]:
-    """Everything that latents depend on, by a name that a user knows."""
-    architecture = {name: value for name, value in dict(model.config).items() if not name.startswith("_")}
-    weights = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
-    for name, parameter in sorted(model.named_parameters()):  # and no buffers: encoding does not use the statistics
-        weights.update(name.encode() + parameter.detach().float().cpu().numpy().tobytes())
-    names = ("version", "views", "height", "width", "samples", "seeds")
-    data = hashlib.sha256(json.dumps([cache.meta[name] for name in names]).encode())
-    settings = {name: asdict(config)[name] for name in ("seed", "encoder_views", "visible", "samples", "conditions")}
-    found = {name: json.dumps(value) for name, value in settings.items()}
-    return found | {"autoencoder": weights.hexdigest()[:16], "data": data.hexdigest()[:16]}
-
-
-def _made_of(file: Path, wanted: dict[str, str]) -> bool:
-    """Whether the file is there and says what it was made of; ValueError if that is something else than wanted."""
-    if not file.exists():
-        return False
-    try:
-        with safe_open(file, "pt") as stored:
-            found = stored.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{file}: not a readable safetensors file ({error}); remove it to encode again") from None
-    odd = [f"{name} was {found[name]}, is {value}" for name, value in wanted.items() if found.get(name, value) != value]
-    if odd:
-        raise ValueError(f"{file}: made with other settings ({', '.join(odd)}); use them or another --out")
-    return found.keys() >= wanted.keys()
-
-
-def _subset(cache: WorldsCache, scenes: Tensor, views: int, generator: torch.Generator) -> Views:
-    """Some views of each scene in time's order, or in any order so that every view may be the first."""
-    order = torch.rand(len(scenes), cache.views, generator=generator).argsort(1)[:, :views]
-    keep = torch.rand(len(scenes), 1, generator=generator) < 0.5
-    return cache.batch(scenes, torch.where(keep, order.sort(1).values, order))
-
-
-def _known_places(count: Tensor, views: int, generator: torch.Generator) -> Bool[Tensor, "batch view"]:
-    """`count` known views a row; the first view is among them half of the time."""
-    rank = torch.rand(len(count), views, generator=generator)
-    rank[:, 0] -= (torch.rand(len(count), generator=generator) < 0.5).float()
-    return rank.argsort(1).argsort(1) < count[:, None]
+    data: Float[Tensor, "batch token dim"]
+    known: Float[Tensor, "batch token dim"]
+    label: Int[Tensor, " batch"] | None = None  # None where there are no classes
 
 
 class DiT3DStage:
     """Rectified flow between noise and normalised latents."""
 
     def __init__(self, config: Config) -> None:
+        if config.single_images:
+            config = replace(config, encoder_views=1, visible=(), conditions=0)
         self.config = config
         check_weights(RAE3D, config.autoencoder)
+        found = started(config.start) if config.start else None
         device = pick_device(config.device)  # frozen, so that the loop, which moves what it trains, leaves it alone
         self.autoencoder = RAE3D.from_pretrained(config.autoencoder).eval().requires_grad_(False)
         self.autoencoder.load_encoder()  # here, so that one that is missing is said before any work
         nn.Module.to(self.autoencoder, device)
         self.data, self.held_out = WorldsCache(config.data), WorldsCache(config.validation)
         for folder, cache in ((config.data, self.data), (config.validation, self.held_out)):
-            if not 2 <= config.encoder_views <= cache.views:
-                found = f"encoder_views of {config.encoder_views} with scenes of {cache.views} views"
-                raise ValueError(f"{folder}: {found}; accepted are 2 to {cache.views}")
+            if not (2 <= config.encoder_views <= cache.views or config.single_images):
+                odd = f"encoder_views of {config.encoder_views} with scenes of {cache.views} views"
+                raise ValueError(f"{folder}: {odd}; accepted are 2 to {cache.views}")
+        self.names = class_names(self.data, config.label) if config.single_images else []
+        if config.single_images and not self.names:
+            known = sorted({name for row in self.data.attributes for name in row if isinstance(row[name], str)})
+            raise ValueError(f"{config.data}: no scene has a --label {config.label}; accepted are {', '.join(known)}")
         self.latents = Latents.encoded(config.out / "latents.safetensors", self.autoencoder, self.data, config)
         values = self.latents.data.float()
         self.autoencoder.latent_mean.copy_(values.mean(0))
@@ -176,32 +104,36 @@ class DiT3DStage:
         tokens, channels = values.shape[1:]
         self.shift = dimension_shift(tokens, channels)
         torch.manual_seed(config.seed)
-        self.model = DiT3D(tokens=tokens, channels=channels, **SIZES[config.size])
+        self.model = DiT3D(tokens=tokens, channels=channels, classes=len(self.names), **SIZES[config.size])
+        if found is not None:
+            begin(self.model, found)
         self.modules: dict[str, nn.Module] = {"dit3d": self.model}
         self.optimizers = {"velocity": matrix_optimizers(self.model, config, config.muon_rate)}
 
-    def batch(
-        self, step: int, share: Share = WHOLE
-    ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "batch token dim"]]:
-        """Normalised latents of random samples, and of one of their conditions."""
+    def batch(self, step: int, share: Share = WHOLE) -> Batch:
+        """Normalised latents of random samples, of one of their conditions each, and their classes."""
         config, generator = self.config, step_generator(self.config.seed, step, 0)
         rows = torch.randint(len(self.latents.data), (config.batch,), generator=generator)
-        column = torch.randint(config.conditions, (config.batch,), generator=generator)
-        blind = torch.rand(config.batch, 1, 1, generator=generator) < config.blind_probability
-        rows, column, blind = share(rows), share(column), share(blind)
-        known = torch.where(blind, self.latents.blind[rows], self.latents.known[rows, column])
+        if config.single_images:
+            labels = class_of_scenes(self.data, config.label, self.names)[rows % len(self.data)]  # samples by scenes
+            dropped = torch.rand(config.batch, generator=generator) < config.label_dropout
+            label = share(torch.where(dropped, len(self.names), labels))
+            rows = share(rows)
+            known = self.latents.blind[rows]
+        else:
+            column = torch.randint(config.conditions, (config.batch,), generator=generator)
+            blind = torch.rand(config.batch, 1, 1, generator=generator) < config.blind_probability
+            label, rows, column, blind = None, share(rows), share(column), share(blind)
+            known = torch.where(blind, self.latents.blind[rows], self.latents.known[rows, column])
         latents = (self.latents.data[rows], known)
-        data, known = (self.autoencoder.normalize(x.float().to(self.autoencoder.device)) for x in latents)
-        return data, known
+        return Batch(*(self.autoencoder.normalize(x.float().to(self.autoencoder.device)) for x in latents), label)
 
-    def phases(
-        self, batch: tuple[Tensor, Tensor], generator: torch.Generator
-    ) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    def phases(self, batch: Batch, generator: torch.Generator) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """The one phase: the velocity at shifted uniform times."""
-        data, known = (x.to(self.model.device) for x in batch)
+        data, known, label = (x if x is None else x.to(self.model.device) for x in batch)
         t = shifted(torch.rand(len(data), generator=generator), self.shift).to(data.device)
         noise = torch.randn(data.shape, generator=generator).to(data.device)
-        predicted = self.model(interpolate(data, noise, t), t, known).velocity
+        predicted = self.model(interpolate(data, noise, t), t, known, label=label).velocity
         yield "velocity", {"velocity": velocity_loss(predicted.float(), data, noise)}
 
     def pipeline(self) -> TokenPipeline:
@@ -219,25 +151,62 @@ class DiT3DStage:
         )
 
     def validate(self) -> tuple[dict[str, float], Float[Tensor, "3 height width"]]:
-        """PSNR and gradient energy of generations from the first view of held-out scenes beside RAE3D's own."""
-        count = min(16, len(self.held_out))
-        every = torch.linspace(0, self.held_out.views - 1, self.config.encoder_views).round().long()
+        """PSNR and gradient energy of generations from the first view of held-out scenes beside RAE3D's own.
+
+        Of single images they are from the class alone, so that there is no PSNR of them.
+        """
+        config, count = self.config, min(16, len(self.held_out))
+        every = torch.linspace(0, self.held_out.views - 1, config.encoder_views).round().long()
         views = self.held_out.batch(torch.arange(count), every.expand(count, -1))
         pipeline = self.pipeline()
         items = views.apart()
         paths: list[Cameras] = [item.cameras for item in items]  # type: ignore[misc]
-        made = pipeline.generate([Condition(item[:1], (0,)) for item in items], paths, steps=20)
+        first, conditions = 1, [Condition(item[:1], (0,)) for item in items]
+        if config.single_images:
+            labels = class_of_scenes(self.held_out, config.label, self.names).tolist()
+            first = 0
+            conditions = [Condition(label=None if x == len(self.names) else x) for x in labels[:count]]
+        made = pipeline.generate(conditions, paths, steps=20)
         plain = pipeline.reconstruct([item[:1] for item in items], paths)
         self.model.train()
-        true = views.images[:, 1:]
-        values, rows = {}, [views.images[:8, self.config.encoder_views // 2]]
+        true, middle = views.images[:, first:], config.encoder_views // 2
+        values, rows = {}, [views.images[:8, middle]]
         for name, scenes in (("generated", made), ("regressed", plain)):
             images = torch.stack([scene.views.images for scene in scenes])
-            values[f"psnr_{name}"] = float(psnr(images[:, 1:], true).mean())
-            values[f"sharpness_{name}"] = float(gradient_energy(images[:, 1:]).mean() / gradient_energy(true).mean())
-            rows.append(images[:8, self.config.encoder_views // 2])
+            if name == "regressed" or not config.single_images:
+                values[f"psnr_{name}"] = float(psnr(images[:, first:], true).mean())
+            values[f"sharpness_{name}"] = float(
+                gradient_energy(images[:, first:]).mean() / gradient_energy(true).mean()
+            )
+            rows.append(images[:8, middle])
         return values, torch.cat(list(torch.cat(rows, -2)), -1)
 
     def save(self, folder: Path) -> None:
-        """Write the pipeline: autoencoder with its statistics, denoiser and schedule."""
+        """Write the pipeline: autoencoder with its statistics, denoiser and schedule; and the names of the classes."""
         self.pipeline().save_pretrained(folder)
+        if self.names:
+            (folder / "classes.json").write_text(json.dumps(self.names, indent=0) + "\n")
+
+
+def started(folder: Path) -> DiT3D:
+    """The DiT3D of a folder or of the pipeline in it; ValueError unless its weights are there and fit."""
+    folder = folder / "denoiser" if (folder / "denoiser").is_dir() else folder
+    check_weights(DiT3D, folder)
+    return DiT3D.from_pretrained(folder, torch_dtype=torch.float32)
+
+
+def begin(model: DiT3D, found: DiT3D) -> None:
+    """Give a new model the weights of a trained one, whose table of classes is dropped where the new one has none.
+
+    ValueError where anything else differs (3DDiT's second stage begins so).
+    """
+    table = () if model.label is not None else ("classes",)
+    odd = [
+        f"{name} was {found.config.get(name)}, is {value}"
+        for name, value in dict(model.config).items()
+        if not name.startswith("_") and name not in table and found.config.get(name) != value
+    ]
+    if odd:
+        raise ValueError(f"--start: a DiT3D of another shape ({', '.join(odd)}); accepted is one of the same")
+    dropped = {"label.weight"} if model.label is None else set()
+    model.load_state_dict({name: value for name, value in found.state_dict().items() if name not in dropped})
