@@ -45,6 +45,44 @@ def test_blended_pictures_are_weighted_means_of_shifted_ones(forgetful, scene):
     assert blended.depth.shape == (32, 32)
 
 
+def test_a_picture_that_nobody_wants_any_more_is_given_up(forgetful, scene):
+    decoder, camera, asked = LiveDecoder(forgetful, scene), scene.views.cameras[2], []
+    decode, shapes = decoder.autoencoder.decode, []
+    decoder.autoencoder.decode = lambda cache, rays: shapes.append(rays.shape) or decode(cache, rays)
+    try:
+        assert decoder.picture(camera, 2, lambda: asked.append(0) or len(asked) < 3) is None
+    finally:
+        del decoder.autoencoder.decode
+    assert [shape[1] for shape in shapes] == [1, 1], "two of four were drawn, each alone"
+    assert decoder.picture(camera, 2) is not None, "and the next one is not kept waiting"
+
+
+def test_who_moves_on_does_not_wait_for_the_fine_picture(slow, scene):
+    """At rest the decoder is told to stop as soon as a new pose is there."""
+    shown, begun = [], threading.Event()
+
+    def picture(cameras, shifts=1, wanted=None):
+        if shifts > 1:
+            begun.set()
+            while wanted():
+                threading.Event().wait(0.01)
+            return None
+        return Picture(torch.zeros(3, 8, 8), torch.ones(8, 8))
+
+    slow.picture = picture
+    view = LiveView(slow, lambda _, level, seconds: shown.append(level), shown.append)
+    pose = pose_of(scene.views.cameras[0])
+    view.look(pose)
+    assert begun.wait(60)
+    begun.clear()
+    view.look(pose._replace(position=(1.0, 0.0, 0.0)))
+    assert begun.wait(60), "the second pose was not drawn"
+    assert len(shown) == 2 and LEVELS[-1] not in shown
+    view.end()
+    view.thread.join(60)
+    assert not view.thread.is_alive()
+
+
 def test_the_camera_of_a_window_of_the_views_own_shape_is_the_views_own(pipeline, scene):
     camera = scene.views.cameras[1]
     mine = LiveDecoder(pipeline, scene).cameras(pose_of(camera), LEVELS[1])
@@ -70,7 +108,7 @@ class Slow(LiveDecoder):
     def cameras(self, pose, level):
         return self.decoder.cameras(pose, level)
 
-    def picture(self, cameras, shifts=1):
+    def picture(self, cameras, shifts=1, wanted=None):
         assert self.go.acquire(timeout=20)
         if self.trouble:
             raise self.trouble

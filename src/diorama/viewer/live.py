@@ -61,8 +61,8 @@ class LiveDecoder:
         return self.memory.read(images, decoded_depth(points.float(), cameras), cameras, visible)
 
     @torch.no_grad()
-    def picture(self, cameras: Cameras, shifts: int = 1) -> Picture:
-        """What one camera sees; sides are multiples of the patch.
+    def picture(self, cameras: Cameras, shifts: int = 1, wanted: Callable[[], bool] = lambda: True) -> Picture | None:
+        """What one camera sees; sides are multiples of the patch. None once it is not `wanted` any more.
 
         With `shifts` above 1 so many patch grids along each side are blended, each counted least where its patches
         meet: their seams vanish.
@@ -71,11 +71,16 @@ class LiveDecoder:
             local = in_frames([cameras], [self.frame]).to(self.cache.latents.device)
             offsets = [(0, 0)] if shifts == 1 else _offsets(self.patch, shifts)
             window = _window(local, offsets, 0 if shifts == 1 else self.patch)
-            decoded = self.autoencoder.decode(self.cache, self._rays(window))
-            assert decoded.points is not None
-            depth = decoded_depth(decoded.points.float(), window)[0]
-            image = self._blended(decoded.images[0].float(), offsets, cameras).clamp(0, 1)
-            depth = self._blended(depth, offsets, cameras)
+            images, depths = [], []
+            for place in range(window.views):  # one after the other, so that who moves on waits for one at most
+                if not wanted():
+                    return None
+                decoded = self.autoencoder.decode(self.cache, self._rays(window[place]))
+                assert decoded.points is not None
+                images.append(decoded.images[0].float())
+                depths.append(decoded_depth(decoded.points.float(), window[place])[0])
+            image = self._blended(torch.cat(images), offsets, cameras).clamp(0, 1)
+            depth = self._blended(torch.cat(depths), offsets, cameras)
             if self.memory is not None and self.recalled is not None:
                 made = self.memory(self.recalled, image[None, None], depth[None, None], local)
                 image, depth = made.images[0, 0].float().clamp(0, 1), made.depth[0, 0]
@@ -149,18 +154,25 @@ class LiveView:
             self.news.notify()
 
     def draw(self, pose: Pose, limit: float) -> Level:
-        """Show the finest picture that takes no longer than `limit` seconds: at rest, a plain one at least."""
+        """Show the finest picture that takes no longer than `limit` seconds: at rest, a plain one at least.
+
+        One at rest is given up once the visitor moves on.
+        """
         patch = self.decoder.patch
         levels = LEVELS[1:] if limit > MOVING else LEVELS[:2]
         views = {level: self.decoder.cameras(pose, level) for level in levels}
         works = {level: work_of(Size(view.height, view.width), level, patch) for level, view in views.items()}
         level = self.pace.level(works, limit)
         began = time.monotonic()
-        picture = self.decoder.picture(views[level], level.shifts)
+        picture = self.decoder.picture(views[level], level.shifts, self._settled if limit > MOVING else lambda: True)
         seconds = time.monotonic() - began
-        self.pace.learn(works[level], seconds)
-        self.show(picture, level, seconds)
+        if picture is not None:
+            self.pace.learn(works[level], seconds)
+            self.show(picture, level, seconds)
         return level
+
+    def _settled(self) -> bool:
+        return self.pose is None and not self.ended
 
     def _run(self) -> None:
         while True:
