@@ -312,6 +312,45 @@ def tanks_and_temples(root: Path) -> Path:
 
 
 @layout
+def kitti360(root: Path) -> Path:
+    drive, k, rows = "2013_05_28_drive_0000_sync", e.integer_centers(), []
+    for n, pose in enumerate(e.poses()):
+        e.photo(root / f"data_2d_raw/{drive}/image_00/data_rect/{250 + n:010d}.png", n)
+        rows.append([250 + n, *e.floats(pose)])
+    e.photo(root / f"data_2d_raw/{drive}/image_00/data_rect/{0:010d}.png", 9)  # the car stood still
+    e.lines(root / f"data_poses/{drive}/cam0_to_world.txt", rows)
+    projection = np.concatenate([k, np.zeros((3, 1))], 1)
+    table = [["S_rect_00:", 1408.0, 376.0], ["R_rect_00:", *e.floats(np.eye(3))], ["P_rect_00:", *e.floats(projection)]]
+    e.lines(root / "calibration/perspective.txt", table)
+    return root
+
+
+def mvsnet_camera(path: Path, pose: np.ndarray, matrix: np.ndarray) -> None:
+    rows = [["extrinsic"], *np.linalg.inv(pose).tolist(), [], ["intrinsic"], *matrix.tolist(), [], [425.0, 2.5]]
+    e.lines(path, rows)
+
+
+@layout
+def dtu(root: Path) -> Path:
+    quarter = np.diag([160 / e.WIDTH, 128 / e.HEIGHT, 1]) @ e.INTRINSICS
+    for n, pose in enumerate(e.poses()):
+        for light in (0, 3):
+            e.photo(root / f"Rectified/scan1_train/rect_{n + 1:03d}_{light}_r5000.png", n if light else 9)
+        mvsnet_camera(root / f"Cameras/train/{n:08d}_cam.txt", pose, quarter)
+        e.pfm(root / f"Depths/scan1_train/depth_map_{n:04d}.pfm", floating(n))
+    return root
+
+
+@layout
+def mvsnet(root: Path) -> Path:
+    scene = root / "scan1"
+    for n, pose in enumerate(e.poses()):
+        e.photo(scene / f"images/{n:08d}.jpg", n)
+        mvsnet_camera(scene / f"cams/{n:08d}_cam.txt", pose, e.INTRINSICS)
+    return scene
+
+
+@layout
 def deepvideomvs(root: Path) -> Path:
     scene = root / "000"
     for n in range(e.FRAMES):

@@ -44,7 +44,7 @@ words = st.sampled_from(
 junk = st.one_of(st.binary(max_size=200), st.lists(words, max_size=40).map(lambda found: " ".join(found).encode()))
 
 
-@pytest.mark.parametrize("kind", ["npz", "stack", "text", "rows", "log", "mvsnet", "json"])
+@pytest.mark.parametrize("kind", ["npz", "stack", "text", "named", "rows", "log", "mvsnet", "json"])
 def test_camera_files_of_any_bytes(kind, tmp_path):
     path, stored = tmp_path / "file", Stored("file", kind, ("pose",), names="names", first=0)
 
@@ -181,6 +181,7 @@ def test_profiles_of_any_text(content):
     [
         (MINIMAL.replace("{frame}.png", "../{frame}.png"), "pattern '../"),
         (MINIMAL.replace("{frame}.txt", "/etc/{frame}.txt"), "pattern '/etc"),
+        (MINIMAL.replace("{frame}.png", "{frame+1:4}.png"), "images counts from another number"),
         (MINIMAL.replace("{frame}.txt", "{other}.txt"), "names 'other'"),
         (MINIMAL.replace('read = "text"', 'read = "pickle"'), "pose: read is 'pickle'.*npz"),
         (MINIMAL.replace('read = "text"', 'reed = "text"'), "the key 'reed' in pose"),

@@ -11,7 +11,7 @@ from diorama.data.readers.frames import FramesSource, find_profile, read_frames
 from diorama.data.readers.profiles import load_profile, parse_profile, profiles
 
 from . import encodings as e
-from .layouts import LAYOUTS, cut3r_waymo, wildrgbd
+from .layouts import LAYOUTS, cut3r_waymo, dtu, wildrgbd
 
 STEP = 0.0101  # scene units; the coarsest code here is of centimetres
 OWN_INTRINSICS = {  # of data sets whose cameras are not free to choose, in pixels of the small photos
@@ -31,7 +31,7 @@ def test_a_scene_comes_back_as_it_was_written(name, tmp_path):
     scene = read_frames(LAYOUTS[name](tmp_path), load_profile(name))
     frames = scene.frames[: e.FRAMES]
     assert len(scene) == (2 * e.FRAMES if name == "vkitti2" else e.FRAMES)
-    assert scene.missing == (1 if name == "scannet" else 0)
+    assert scene.missing == (1 if name in ("scannet", "kitti360") else 0)
     for n, (frame, pose) in enumerate(zip(frames, e.poses(), strict=True)):
         np.testing.assert_allclose(frame.camera.camera_to_world[0], pose, atol=2e-6)
         camera = frame.camera.resized(e.HEIGHT, e.WIDTH)
@@ -67,8 +67,21 @@ def test_a_data_set_lists_its_scenes(name, tmp_path):
     names = [source[index].name for index in range(len(source))]
     place = folder.relative_to(tmp_path).as_posix()
     expected = {"vkitti2": [f"{place}/0", f"{place}/1"], "cut3r_waymo": [f"{place}/1"]}
+    expected |= {"kitti360": ["2013_05_28_drive_0000_sync"], "dtu": ["scan1"]}
     assert names == expected.get(name, [place])
     assert all(len(source[index]) == e.FRAMES for index in range(len(source)))
+
+
+def test_places_that_share_a_folder_are_scenes_of_their_own(tmp_path):
+    dtu(tmp_path)
+    for file in sorted((tmp_path / "Rectified/scan1_train").iterdir())[:4]:
+        (tmp_path / "Rectified/scan10_train").mkdir(exist_ok=True)
+        (tmp_path / "Rectified/scan10_train" / file.name).write_bytes(file.read_bytes())
+    source = FramesSource(tmp_path, load_profile("dtu"))
+    assert [(source[index].name, len(source[index])) for index in range(2)] == [("scan1", 3), ("scan10", 2)]
+    assert [frame.depth is None for frame in source[1].frames] == [True, True]
+    with pytest.raises(ValueError, match="2 scenes of DTU.*--profile dtu --scene 0"):
+        read_frames(tmp_path, load_profile("dtu"))
 
 
 def test_a_scene_that_its_data_set_disowns_is_left_out(tmp_path):

@@ -18,18 +18,27 @@ from diorama.data.scenes import CapturedScene, Frame
 from diorama.geometry.cameras import Cameras
 
 PLACES = ("sparse/0", "sparse", ".", "colmap/sparse/0", "colmap/sparse", "colmap", "dense/sparse", "dslr/colmap")
+_MASKS = ("resized_anon_masks", "rgb_masks")  # of ScanNet++, beside its photos
 PHOTOS = ("images", "images_2", "images_4", "images_8", ".", "resized_images", "rgb")
 MOST_LINE = 2**26  # bytes; an image's line of points is some hundred kilobytes
 MOST_FAR = 1e12  # scene units; what is not even in our solar system is no pose
 _COUNTS = {name: (1 if known[0] == "f" else 2) + 2 + len(known[1].split()) for name, known in MODELS.items() if known}
 
 
-class Taken(NamedTuple):
-    """One photo of a model: its name, the number of its camera, and its pose."""
+class Row(NamedTuple):
+    """One photo of a model as its file has it: its name, the number of its camera, and its pose."""
 
     name: str
     camera: int
     world_to_camera: Float[np.ndarray, "7"]  # quaternion w x y z, translation
+
+
+class Taken(NamedTuple):
+    """One photo of a model."""
+
+    name: str
+    lens: Lens
+    camera_to_world: Float[Tensor, "4 4"]  # OpenCV axes
 
 
 def find_model(folder: Path) -> Path | None:
@@ -53,24 +62,16 @@ def read_colmap(folder: str | Path, photos: str | None = None) -> CapturedScene:
     if model is None:
         raise ValueError(f"{folder}: found no cameras and images (.txt or .bin); accepted is a folder with COLMAP's")
     camera_file, image_file = _files(model)  # type: ignore[misc]
-    lenses = _lenses(camera_file)
-    taken = sorted(_images(image_file), key=lambda item: natural(item.name))
-    if not taken:
-        raise ValueError(f"{image_file}: found no images; accepted is a model of at least one")
+    taken = read_model(model)
     place = _photo_folder(folder, taken, image_file, photos)
-    frames, poses, present = [], _poses([item.world_to_camera for item in taken], image_file), []
-    for number, item in enumerate(taken):
-        file = place / _inside(item.name, image_file)
-        if item.camera not in lenses:
-            raise ValueError(
-                f"{image_file}: {item.name!r} has camera {item.camera}; {camera_file.name} does not list it"
-            )
+    frames = []
+    for item in taken:
+        file = place / inside(item.name, image_file)
         if file.is_file():
-            present.append(number)
-            lens = lenses[item.camera]
-            camera = _camera(lens, poses[number], camera_file)
+            lens = item.lens
+            camera = _camera(lens, item.camera_to_world, camera_file)
             photo = partial(_photo, file, lens)
-            mask = _mask(folder, item.name, lens)
+            mask = _mask(folder, place, item.name, lens)
             frames.append(Frame(str(file), photo, camera, mask=mask, encoded=file.read_bytes))
     if not frames:
         raise ValueError(f"{image_file}: none of its {len(taken)} images is in {place}")
@@ -83,6 +84,20 @@ def read_colmap(folder: str | Path, photos: str | None = None) -> CapturedScene:
     )
 
 
+def read_model(model: Path) -> list[Taken]:
+    """The photos that COLMAP's cameras and images of a folder list, in the order of names; ValueError for none."""
+    camera_file, image_file = _files(model) or (model / "cameras.txt", model / "images.txt")
+    lenses, rows = _lenses(camera_file), sorted(_images(image_file), key=lambda row: natural(row.name))
+    if not rows:
+        raise ValueError(f"{image_file}: found no images; accepted is a model of at least one")
+    unlisted = next((row for row in rows if row.camera not in lenses), None)
+    if unlisted is not None:
+        found = f"{unlisted.name!r} has camera {unlisted.camera}"
+        raise ValueError(f"{image_file}: {found}; {camera_file.name} does not list it")
+    poses = _poses([row.world_to_camera for row in rows], image_file)
+    return [Taken(row.name, lenses[row.camera], pose) for row, pose in zip(rows, poses, strict=True)]
+
+
 def _files(model: Path) -> tuple[Path, Path] | None:
     for suffix in (".bin", ".txt"):
         files = (model / f"cameras{suffix}", model / f"images{suffix}")
@@ -92,8 +107,10 @@ def _files(model: Path) -> tuple[Path, Path] | None:
 
 
 def _photo_folder(folder: Path, taken: list[Taken], source: Path, photos: str | None) -> Path:
-    roots = [folder / photos] if photos else [*(folder / name for name in PHOTOS), source.parent / "images"]
-    found = [sum((root / _inside(item.name, source)).is_file() for item in taken) for root in roots]
+    roots = [folder / photos] if photos else [*(at / name for at in (folder, source.parent.parent) for name in PHOTOS)]
+    if not photos:
+        roots.append(source.parent / "images")
+    found = [sum((root / inside(item.name, source)).is_file() for item in taken) for root in roots]
     return roots[int(np.argmax(found))]
 
 
@@ -102,9 +119,12 @@ def _photo(file: Path, lens: Lens, most: int) -> Float[Tensor, "3 height width"]
     return lens.straightened(read_image(file, max_pixels=most, upright=False))
 
 
-def _mask(folder: Path, name: str, lens: Lens) -> Callable[[], Bool[Tensor, "height width"]] | None:
-    file = folder / "masks" / f"{name}.png"
-    return partial(_valid, file, lens) if file.is_file() else None
+def _mask(folder: Path, photos: Path, name: str, lens: Lens) -> Callable[[], Bool[Tensor, "height width"]] | None:
+    named = PurePosixPath(name)
+    files = [folder / "masks" / f"{name}.png"]
+    files += [photos.parent / kind / named.with_suffix(".png") for kind in _MASKS]
+    file = next((file for file in files if file.is_file()), None)
+    return None if file is None else partial(_valid, file, lens)
 
 
 def _valid(file: Path, lens: Lens) -> Bool[Tensor, "height width"]:
@@ -135,7 +155,8 @@ def _poses(rows: list[Float[np.ndarray, "7"]], source: Path) -> Float[Tensor, "v
     return torch.from_numpy(poses)
 
 
-def _inside(name: str, source: Path) -> PurePosixPath:
+def inside(name: str, source: Path) -> PurePosixPath:
+    """A photo's name as a path that leads nowhere else; ValueError for others."""
     parts = PurePosixPath(name.replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts or len(name.encode()) > 250 or "\0" in name:
         raise ValueError(f"{source}: names {name[:80]!r}; accepted are files inside its folder")
@@ -173,11 +194,11 @@ def _camera_rows(path: Path) -> Iterator[tuple[int, str, int, int, list[float]]]
             yield number, model, width, height, list(_unpacked(file, f"<{_COUNTS[model]}d", path))
 
 
-def _images(path: Path) -> Iterator[Taken]:
+def _images(path: Path) -> Iterator[Row]:
     return _text_images(path) if path.suffix == ".txt" else _binary_images(path)
 
 
-def _text_images(path: Path) -> Iterator[Taken]:
+def _text_images(path: Path) -> Iterator[Row]:
     """Every image has two lines; the second, its points, may be empty, and some programs leave it out."""
     points = False  # whether a line of points may come
     for line in _lines(path):
@@ -189,13 +210,13 @@ def _text_images(path: Path) -> Iterator[Taken]:
             continue
         try:
             numbers = [float(word) for word in words[1:8]]
-            yield Taken(words[9].strip(), int(words[8]), np.array(numbers))
+            yield Row(words[9].strip(), int(words[8]), np.array(numbers))
         except (ValueError, IndexError) as error:
             raise ValueError(f"{path}: {line[:60]!r} is no image: id, quaternion, translation, camera, name") from error
         points = True
 
 
-def _binary_images(path: Path) -> Iterator[Taken]:
+def _binary_images(path: Path) -> Iterator[Row]:
     size = path.stat().st_size
     with path.open("rb") as file:
         for _ in range(*_unpacked(file, "<Q", path)):
@@ -209,7 +230,7 @@ def _binary_images(path: Path) -> Iterator[Taken]:
             if count * 24 > size - file.tell():
                 raise ValueError(f"{path}: an image of {count} points is cut short")
             file.seek(count * 24, 1)
-            yield Taken(name.decode("utf-8", "replace"), camera, np.array(pose))
+            yield Row(name.decode("utf-8", "replace"), camera, np.array(pose))
 
 
 def _unpacked(file: BinaryIO, form: str, path: Path) -> tuple:

@@ -274,9 +274,9 @@ def _fit(folder: Path, profile: Profile) -> tuple[int, int] | None:
     for stored in (profile.pose, profile.intrinsics, profile.lens):
         if stored is None or not stored.file:
             continue
-        in_order = stored.read == "rows" and stored.first is None and not stored.match
+        together = stored.read in ("rows", "log", "stack")  # one file for all: the first may be the one without
         try:
-            found = read_stored(folder, stored, [named for _, named in hits] if in_order else [first])
+            found = read_stored(folder, stored, [named for _, named in hits] if together else [first])
         except ValueError:
             return None
         if all(values is None for values in found):

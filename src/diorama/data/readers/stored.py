@@ -5,7 +5,7 @@ import json
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -36,7 +36,7 @@ def read_stored(folder: Path, stored: Stored, frames: Sequence[Named]) -> list[V
     return found
 
 
-def npz_arrays(path: Path | IO[bytes], keys: Iterable[str]) -> list[np.ndarray]:
+def npz_arrays(path: Path | io.BytesIO, keys: Iterable[str]) -> list[np.ndarray]:
     """Arrays of an archive, in the order of `keys`; no pickles, and no more memory than the archive declares.
 
     ValueError for absent keys, object arrays, and arrays that do not fill what their header promises.
