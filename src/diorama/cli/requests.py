@@ -45,7 +45,8 @@ class OutFlags:
     """Where it is written to."""
 
     out: Annotated[Path | None, arg(help_behavior_hint="(default: a new folder)")] = None
-    """A folder that nerfstudio opens too, or a file: .mp4 (video), .ply or .glb (points)."""
+    """A folder that nerfstudio opens too, or a file: .mp4 (video), .ply or .glb (points), .splat.ply (Gaussians),
+    .html (a page to look at them in a browser)."""
     overwrite: Annotated[bool, arg(help_behavior_hint="")] = False
     """Replace what is there, if it is a saved scene or a file."""
 
