@@ -1,8 +1,11 @@
 import json
 import math
 import pickle
+import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -151,13 +154,14 @@ def test_resuming_gives_the_next_losses_bit_for_bit(run):
     assert all(torch.equal(a, b) for a, b in zip(straight.saved[0], again.saved[0], strict=True))
 
 
+@pytest.mark.timeout(900)
 def test_two_processes_train_as_one_and_only_the_first_writes(tmp_path):
     script = tmp_path / "run.py"
     script.write_text(SHARED)
     for devices in (1, 2):
         out = tmp_path / str(devices)
         command = [sys.executable, script, Path(__file__).parent, out, str(devices)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
         assert done.returncode == 0, done.stderr
     one, first, second = (tmp_path / name for name in ("1/process 0 of 1", "2/process 0 of 2", "2/process 1 of 2"))
     assert first.read_text() == second.read_text()
@@ -176,6 +180,116 @@ def test_two_processes_train_as_one_and_only_the_first_writes(tmp_path):
         torch.testing.assert_close(ends[0][name], ends[1][name], rtol=0, atol=0)
     for process in (0, 1):  # though only the second saw it
         assert (tmp_path / f"2/message {process}").read_text() == "step 0: maker loss is nan; lower the learning rate"
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_trainer import ToyRun, ToyStage, killed_run
+from diorama.training.trainer import Trainer
+
+class Waiting(ToyStage):
+    def batch(self, step, share):
+        if step == 9:
+            time.sleep(1000)  # whoever kills it need not hurry
+        return super().batch(step, share)
+
+run = killed_run(Path(sys.argv[2]))
+Trainer(Waiting(run), run).train()
+"""
+
+
+def killed_run(out):
+    return ToyRun(out=out, steps=12, batch=8, learning_rate=0.05, warmup=2, precision="32-true", log_every=1,
+                  save_every=3, validate_every=4, device="cpu")  # fmt: skip
+
+
+@pytest.mark.timeout(500)
+def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path):
+    """Killed while it works, at no particular moment; its log is in the end, to the byte, that of a run left alone."""
+    script, run = tmp_path / "run.py", killed_run(tmp_path / "killed")
+    script.write_text(KILLED)
+    with subprocess.Popen([sys.executable, script, Path(__file__).parent, run.out], stderr=subprocess.PIPE) as process:
+        try:
+            end = time.monotonic() + 400
+            while process.poll() is None and time.monotonic() < end and not (run.out / "checkpoint.pt").exists():
+                time.sleep(0.02)
+            while process.poll() is None and time.monotonic() < end and len(log(run)) < 5:
+                time.sleep(0.02)
+            assert process.poll() is None, process.stderr.read()
+        finally:
+            process.kill()
+    assert process.returncode == -signal.SIGKILL
+    stage, trainer = made(run)
+    assert trainer.step in (3, 6, 9) and not (run.out / "model").exists()
+    trainer.train()
+    alone, whole = made(replace(run, out=tmp_path / "alone"))
+    whole.train()
+    assert (run.out / "log.jsonl").read_bytes() == (whole.run.out / "log.jsonl").read_bytes()
+    assert all(torch.equal(a, b) for a, b in zip(stage.weights(), alone.weights(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(stage.saved[0], alone.saved[0], strict=True))
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_passes_make_the_gradients_of_the_whole_batch(run, accumulate):
+    """Of both phases, the second after the first's step."""
+    run = replace(run, noise=0.0)
+    (whole, one), (parts, some) = made(run), made(replace(run, accumulate=accumulate))
+    for _ in range(3):
+        assert some.train_step() == pytest.approx(one.train_step(), rel=1e-5, abs=1e-6)
+    torch.testing.assert_close(parts.weights(), whole.weights(), rtol=1e-5, atol=1e-6)
+    assert len(whole.noises) == 3 and len(parts.noises) == 3 * accumulate
+
+
+def test_a_step_with_noise_has_other_noise_in_every_pass(run):
+    stage, trainer = made(replace(run, accumulate=4))
+    trainer.train_step()
+    assert len({float(noise.sum()) for noise in stage.noises}) == 4
+
+
+def test_batches_are_drawn_ahead_and_none_too_many(run, monkeypatch):
+    stage, trainer = made(run)
+    drawn, batch = [], stage.batch
+
+    def seen(step, share):
+        drawn.append((step, threading.current_thread()))
+        return batch(step, share)
+
+    monkeypatch.setattr(stage, "batch", seen)
+    trainer.train(until=3)
+    trainer.train()
+    assert [step for step, _ in drawn] == list(range(6))
+    here = threading.main_thread()
+    assert [thread is here for _, thread in drawn] == [True, False, False, True, False, False]
+
+
+def test_an_error_in_drawing_a_batch_ends_the_run(run, monkeypatch):
+    stage, trainer = made(run)
+    batch = stage.batch
+
+    def broken(step, share):
+        if step == 2:
+            raise OSError("shard.tar: cut short")
+        return batch(step, share)
+
+    monkeypatch.setattr(stage, "batch", broken)
+    with pytest.raises(OSError, match=r"^shard\.tar: cut short$"):
+        trainer.train()
+    assert trainer.step == 2
+
+
+def test_the_speed_is_in_a_file_of_its_own(run):
+    trainer = made(run)[1]
+    trainer.train()
+    lines = [json.loads(line) for line in (run.out / "speed.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 3, 4, 5, 6]  # the first was counted
+    forward = 2 * 8 * 4 * 2 + 2 * 8 * 2 * 1  # maker and critic; backward again for their weights
+    assert list(trainer.meter.counted.values()) == [2 * forward]
+    (peak,) = {line["measured_peak_flops"] for line in lines}
+    for line in lines:
+        assert line["flops"] == pytest.approx(line["samples_per_second"] / 8 * 2 * forward, rel=1e-6)
+        assert line["mfu"] == pytest.approx(line["flops"] / peak, abs=1e-6)
 
 
 def test_processes_draw_their_own_noise():

@@ -18,12 +18,13 @@ STAGES = {
     "observed_memory": ("ObservedMemoryStage", "the memory that keeps known views sharp, on a trained autoencoder"),
     "dit3d": ("DiT3DStage", "the denoiser of those tokens, on a trained autoencoder"),
 }
-OF_A_RUN = ("checkpoint.pt", "log.jsonl", "tensorboard", "latents.safetensors", "latents.part")
+OF_A_RUN = ("checkpoint.pt", "checkpoint", "log.jsonl", "tensorboard", "latents.safetensors", "latents.part")
 
 
 def run(arguments: list[str]) -> int:
     """Train a stage, from where the folder left off if it did."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":  # started by the first process, which answers to Ctrl-C and ends it
+    # Started by the first process, which answers to Ctrl-C and ends it; torchrun ends all of its own by such a signal.
+    if os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ:
         for request in (signal.SIGINT, signal.SIGTERM):
             signal.signal(request, signal.SIG_IGN)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -50,7 +51,8 @@ def run(arguments: list[str]) -> int:
         try:
             trainer.train()
         except KeyboardInterrupt:
-            print(f"stopped after step {trainer.step}; the same command continues from the last checkpoint")
+            if leads:
+                print(f"stopped after step {trainer.step}; the same command continues from the last checkpoint")
             raise
         except Diverged:
             if not leads:  # the first process says it
@@ -66,15 +68,14 @@ def _check(options: Any, sizes: dict[str, Any]) -> None:
     from diorama.models.checkpoints import check_weights
     from diorama.models.rae3d import RAE3D
     from diorama.pipelines.base import pick_device
+    from diorama.training.strategies import processes
 
     if options.size not in sizes:
         raise ValueError(f"--size {options.size}: accepted are {', '.join(sizes)}")
-    for flag in ("steps", "batch", "devices", "log_every", "save_every", "validate_every"):
+    for flag in ("steps", "batch", "devices", "nodes", "accumulate", "log_every", "save_every", "validate_every"):
         if getattr(options, flag) < 1:
             raise ValueError(f"--{flag.replace('_', '-')} {getattr(options, flag)}: accepted is 1 or more")
-    if options.batch % options.devices:
-        found = f"--batch {options.batch} over --devices {options.devices}"
-        raise ValueError(f"{found}: accepted is a multiple of {options.devices}")
+    processes(options)
     pick_device(options.device)
     if hasattr(options, "autoencoder"):
         check_weights(RAE3D, options.autoencoder)
