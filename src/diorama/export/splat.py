@@ -95,16 +95,12 @@ def write_gaussians(gaussians: Gaussians, path: str | Path, world: World, *, ove
     """Write Gaussians in the reference's 62 fields: quaternions as units, harmonics one channel after the other."""
     vertices = np.zeros(len(gaussians), dtype=[(name, "<f4") for name in _FIELDS])
     unit = torch.nn.functional.normalize(gaussians.quaternions, dim=-1)
-    rest = torch.nn.functional.pad(gaussians.rest, (0, 0, 0, REST - gaussians.rest.shape[1])).mT.flatten(1)
-    vertices["opacity"] = gaussians.opacities.detach().cpu().numpy()
-    for prefix, values in (
-        ("f_dc_", gaussians.base),
-        ("f_rest_", rest),
-        ("scale_", gaussians.scales),
-        ("rot_", unit),
-    ):
-        for number, column in enumerate(values.detach().cpu().numpy().T):
-            vertices[f"{prefix}{number}"] = column
-    for axis, column in zip("xyz", gaussians.means.detach().cpu().numpy().T, strict=True):
-        vertices[axis] = column
+    columns = {"opacity": gaussians.opacities}
+    columns |= {axis: gaussians.means[:, place] for place, axis in enumerate("xyz")}
+    for prefix, values in (("f_dc_", gaussians.base), ("scale_", gaussians.scales), ("rot_", unit)):
+        columns |= {f"{prefix}{place}": values[:, place] for place in range(values.shape[1])}
+    for place in range(gaussians.rest.shape[1]):
+        columns |= {f"f_rest_{REST * channel + place}": gaussians.rest[:, place, channel] for channel in range(3)}
+    for name, column in columns.items():
+        vertices[name] = column.detach().cpu().numpy()
     write_vertices(path, vertices, world.lines(), overwrite=overwrite)
