@@ -167,3 +167,63 @@ def test_check_of_a_data_set_looks_at_one_scene(command: Command) -> None:
     assert result.out.splitlines()[1].startswith("cameras  world_to_camera opencv; 90.0 degrees wide")
     assert "--scene 2: accepted is 0 to 1" in command.refused("data", "check", "clips", "--scene", 2)
     assert "--scene 0" in command.refused("data", "check", "clips/a", "--scene", 0)
+
+
+def test_pack_verify_and_info(command: Command) -> None:
+    for name in ("a", "b"):
+        capture(Path("rooms") / name)
+    result = command("data", "pack", "rooms", "packed", "--licence", "CC BY 4.0", "--size", 24)
+    assert result.code == 0, result.err
+    assert re.fullmatch(r"packed: 2 scenes, 6 frames, 1 shards, \d+\.\d s\n", result.out)
+    assert "packed/train.scenes.jsonl: exists already" in command.refused("data", "pack", "rooms", "packed")
+    result = command("data", "verify", "packed")
+    assert (result.code, result.out) == (0, "packed: 2 scenes, all as they were packed\n")
+    lines = command("data", "info", "packed").out.splitlines()
+    assert re.fullmatch(r"packed, train: 2 scenes of 3 to 3 frames, 6 in all; 0\.\d MB in 1 shards", lines[0])
+    assert lines[1] == "  a: packed shards, 3 photos; the first has 24x32 pixels"
+    assert lines[-2:] == ["  from rooms, by nerfstudio's transforms.json", "  licence  CC BY 4.0"]
+    # The second scene's cameras are the last but two of its 1024-byte end, so that cutting there costs it alone.
+    tar = Path("packed/train-000000.tar")
+    with tar.open("r+b") as file:
+        file.truncate(tar.stat().st_size - 1024 - 512 - 1)
+    result = command("data", "verify", "packed")
+    assert result.code == 1
+    assert "train-000000.tar: 000001-b: " in result.out and "000000-a" not in result.out
+    assert result.out.splitlines()[-1] == "packed: 1 scenes cannot be read; the others can"
+    result = command("data", "check", "packed")
+    assert result.out.splitlines()[:2] == [
+        "packed: 2 scenes; number 0:",
+        "a: packed shards, 3 photos; the first has 24x32 pixels",
+    ]
+
+
+def test_pack_says_what_it_left_out(command: Command) -> None:
+    for name in ("a", "b"):
+        capture(Path("rooms") / name)
+    for photo in Path("rooms/b").glob("?.png"):
+        photo.write_bytes(b"")
+    result = command("data", "pack", "rooms", "packed")
+    assert result.code == 1
+    assert result.out.splitlines()[1].startswith("left out  ")
+    assert "b/0.png: found an empty file" in result.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("pack", "nowhere", "out"), "nowhere: no such file or folder"),
+        (("pack", "rooms", "out", "--size", 4), "--size 4: accepted is 8 or more"),
+        (("pack", "rooms", "out", "--megabytes", 0), "--megabytes 0"),
+        (("pack", "rooms", "out", "--workers", 0), "--workers 0"),
+        (("pack", "rooms", "out", "--split", "a/b"), "split 'a/b'"),
+        (("pack", "rooms", "out", "--profile", "nothing"), "no such profile"),
+        (("pack", "empty", "out"), "empty: found no folder"),
+        (("verify", "rooms"), "rooms: found no *.scenes.jsonl"),
+        (("info", "rooms"), "rooms: found no *.scenes.jsonl"),
+    ],
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_what_the_shards_refuse(command: Command, arguments, message) -> None:
+    Path("empty").mkdir()
+    capture(Path("rooms"))
+    assert message in command.refused("data", *arguments)

@@ -13,6 +13,7 @@ from tyro.conf import Positional, arg
 
 from diorama.cli.progress import Progress
 from diorama.cli.requests import CONFIG, check
+from diorama.cli.shards import described, info, pack, verify
 
 if TYPE_CHECKING:
     from diorama.data.check import Verdict
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 ACTIONS = {
     "worlds": "render procedural worlds once, with exact depth and cameras, for training to read",
     "check": "say what a folder of photos holds, and whether its cameras fit its pixels",
+    "pack": "pack captures into shards, for fast random access to single frames",
+    "verify": "read every byte of packed shards and name what is damaged",
+    "info": "say what packed shards hold",
 }
 BYTES = 5  # per pixel: three of colour, two of depth
 
@@ -77,7 +81,7 @@ def run(arguments: list[str]) -> int:
         close = get_close_matches(action, ACTIONS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"accepted is {', '.join(ACTIONS)}"
         raise ValueError(f"unknown action {action!r}: {hint}")
-    return {"worlds": _worlds, "check": _check}[action](flags)
+    return {"worlds": _worlds, "check": _check, "pack": pack, "verify": verify, "info": info}[action](flags)
 
 
 def _worlds(flags: list[str]) -> int:
@@ -130,7 +134,7 @@ def _check(flags: list[str]) -> int:
     from diorama.data.check import check_cameras
 
     scene = _found(options)
-    print("\n".join(_described(scene)))
+    print("\n".join(described(scene)))
     with Progress("comparing photos") as progress:
         verdict = check_cameras(scene, options.pairs, progress)
     print(_said(verdict, scene))
@@ -155,32 +159,6 @@ def _found(options: CheckArguments) -> "CapturedScene":
     check("--scene", place, 0 <= (place or 0) < len(source), f"0 to {len(source) - 1}")
     print(f"{path}: {len(source)} scenes; number {place or 0}:")
     return source[place or 0]
-
-
-def _described(scene: "CapturedScene") -> list[str]:
-    """What was found, in lines."""
-    import numpy as np
-
-    first = scene.views([0])
-    height, width = first.images.shape[-2:]
-    missing = f", {scene.missing} more without their file" if scene.missing else ""
-    count = f"{len(scene)} photo{'s' if len(scene) > 1 else ''}{missing}"
-    lines = [f"{scene.name}: {scene.layout}, {count}; the first has {height}x{width} pixels"]
-    if first.cameras is None:
-        return [*lines, "cameras  none"]
-    centers = [frame.camera.centers[0] for frame in scene.frames if frame.camera is not None]
-    reach = max(float((center - centers[0]).norm()) for center in centers)
-    unit = "m" if scene.metric else "units"
-    wide = f"{float(first.cameras.fov[0]):.1f} degrees wide"
-    lines.append(f"cameras  {' '.join(scene.convention)}; {wide}; from the first to the farthest {reach:.4g} {unit}")
-    count = sum(frame.depth is not None for frame in scene.frames)
-    if first.depth is None or first.mask is None:
-        return [*lines, f"depth    {count or 'none'}"]
-    valid = first.depth[first.mask].numpy()
-    near, far = np.quantile(valid, (0.05, 0.95)) if len(valid) else (0.0, 0.0)
-    share = len(valid) / (height * width)
-    span = f"the first's {near:.4g} to {far:.4g} {unit} (5 to 95 %), {share:.0%} valid"
-    return [*lines, f"depth    {count} of {len(scene)} photos; {span}"]
 
 
 def _said(verdict: "Verdict", scene: "CapturedScene") -> str:

@@ -1,15 +1,18 @@
 """A saved scene folder, read back: strict, since it may come from anywhere. `diorama.export.folder` writes it."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from diorama.data.cameras import cameras_from_json, read_json
 from diorama.data.images import read_image
+from diorama.data.scenes import CapturedScene, Frame
 from diorama.geometry.similarity import Similarity
 from diorama.scene import Condition, Provenance, Scene, Views
 
@@ -47,6 +50,32 @@ def read_folder(folder: str | Path) -> Scene:
     observed = None if seen is None else _views(folder, "observed", tuple(range(again)), seen)
     latents, frame = _latents(folder, {name for name in names if name in ("latents", *_FRAME)})
     return Scene(views, condition, latents, frame, provenance, observed)
+
+
+def read_saved(folder: str | Path) -> CapturedScene:
+    """The views of a saved scene as a capture; what has points has depth, of which none is valid without confidence."""
+    folder, scene = Path(folder), read_folder(folder)
+    views, prompt = scene.views, scene.condition.prompt
+    frames = tuple(_frame(f"{folder}: view {number}", views[number]) for number in range(len(views)))
+    kind = "none" if views.depth is None else "dense"
+    captions = () if prompt is None else (prompt,)
+    return CapturedScene(folder.resolve().name, frames, depth_kind=kind, captions=captions, layout="a saved scene")
+
+
+def _frame(name: str, view: Views) -> Frame:
+    cameras = None if view.cameras is None else view.cameras.to(torch.float64)
+    depth = None if view.depth is None else view.depth[0]
+    if depth is not None and view.mask is not None:
+        depth = depth.where(view.mask[0], 0)
+    return Frame(name, partial(_whole, view.images[0]), cameras, None if depth is None else partial(_given, depth))
+
+
+def _whole(image: Float[Tensor, "3 height width"], most: int) -> Float[Tensor, "3 height width"]:
+    return image
+
+
+def _given(depth: Float[Tensor, "height width"]) -> Float[Tensor, "height width"]:
+    return depth
 
 
 def _views(folder: Path, kind: str, numbers: tuple[int, ...], document: dict[str, Any]) -> Views:
