@@ -1,8 +1,8 @@
-"""Mirroring keeps images, cameras and points in step."""
+"""Mirroring and cutting keep images, cameras and points in step."""
 
 import torch
 
-from diorama.data.transforms import mirrored
+from diorama.data.transforms import fitted, mirrored
 from diorama.geometry.cameras import Cameras
 from diorama.geometry.rotations import matrix_from_vector
 from diorama.scene import Views
@@ -38,3 +38,16 @@ def test_unchosen_scenes_stay_and_twice_is_nothing() -> None:
     twice = mirrored(mirrored(views, both), both)
     torch.testing.assert_close(twice.points, views.points)
     torch.testing.assert_close(twice.cameras.camera_to_world, views.cameras.camera_to_world)
+
+
+def test_a_part_of_another_shape_lies_where_it_is_asked_for() -> None:
+    """Uncut along one axis and unscaled, the part is a slice, its points and rays those of the whole."""
+    views = make_views()
+    for place, left in (((0.5, 0.5), 2), ((0.0, 0.0), 0), ((1.0, 1.0), 4), ((0.9, 0.26), 1)):
+        part = fitted(views, 6, 3, place)
+        columns = slice(left, left + 3)
+        assert torch.equal(part.images, views.images[..., columns])
+        assert part.points is not None and views.points is not None and part.cameras is not None
+        torch.testing.assert_close(part.points, views.points[..., columns, :])
+        assert views.cameras is not None
+        torch.testing.assert_close(part.cameras.rays()[1], views.cameras.rays()[1][..., columns, :])

@@ -147,10 +147,10 @@ def choose_frames(
     ordered: bool = True,
     window: int = 0,
 ) -> list[int]:
-    """Different frames of a scene, known ones first: a stretch with a random stride, of at most `window` frames (0: any).
+    """Different frames of a scene, known ones first: a stretch with a random stride, within `window` frames (0: all).
 
     Half of the draws keep time's order among the known ones, so that every view may be the first. Where frames are in
-    no order, those count as a stretch whose cameras are ever farther from a random one. Raises ValueError for a scene of
+    no order, they are taken as ordered by how near their camera is to a random one. Raises ValueError for a scene of
     fewer frames.
     """
     count, views = len(poses), known + targets

@@ -1,7 +1,8 @@
 """Stage 0: the autoencoder of views, RAE3D."""
 
+import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -11,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from diorama.data.cache import WorldsCache
-from diorama.data.transforms import mirrored
+from diorama.data.loading import Batches, HeldOut, WorldsBatches
 from diorama.evaluation.metrics import depth_abs_rel, psnr
 from diorama.geometry.cameras import Cameras
 from diorama.models.checkpoints import check_weights
@@ -20,28 +21,37 @@ from diorama.models.rae3d import RAE3D, SIZES
 from diorama.pipelines.tokens import encode_views
 from diorama.scene import Views
 from diorama.training.adversarial import Adversary, balanced
+from diorama.training.data import Data, open_batches, open_held_out, sampling
 from diorama.training.losses import gradient_loss, point_loss
-from diorama.training.trainer import WHOLE, Run, Share, matrix_optimizers, step_generator
+from diorama.training.trainer import WHOLE, Share, matrix_optimizers
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Config(Run):
+class Config(Data):
     """Training of RAE3D; the defaults are the paper's where it gives them."""
 
-    data: Path = field(kw_only=True)
-    """Pre-rendered Worlds of the train split (`diorama data worlds`)."""
-    validation: Path = field(kw_only=True)
-    """Pre-rendered Worlds of the validation split."""
     size: str = "base-256"
     """Row of RAE3D's table of sizes."""
+    encoder: Literal["patches", "dinov2", "siglip2", "da3"] = "patches"
+    """What looks at the images: a frozen 2D encoder (the paper: dinov2), or trained patches alone (its "ImgOnly")."""
+    encoder_folder: Path | None = None
+    """Published weights of the encoder, unless they are in the diorama or Hugging Face cache."""
+    encoder_layers: int = 1
+    """How many last layers of the encoder are summed."""
+    pixel_branch: bool = False
+    """Add trained patches to the encoder's tokens, through a gate that begins closed."""
+    attention: Literal["one_way", "mutual"] = "one_way"
+    """Whether latents attend to a target's rays as well (mutual, the paper's) or are decoded from a cache."""
     start: Path | None = None
     """Folder of a trained RAE3D of this size to begin from, instead of random weights."""
     muon_rate: float = 0.0
     """Peak rate of Muon for the blocks' matrices; 0 leaves everything to AdamW."""
     known_views: tuple[int, ...] = (2, 4, 6, 8)
-    """Numbers of views the encoder may get; one is drawn per step."""
+    """Numbers of views the encoder may get; one is drawn per step. With --dynamic 1, or 2 up to all but two."""
     target_views: int = 4
-    """Views supervised per scene."""
+    """Views supervised per scene; at most, with --dynamic."""
     known_targets: int = 0
     """How many of those are known views again, which teaches small models to carry detail at all (the paper: none)."""
     window: int = 0
@@ -101,6 +111,7 @@ class Sample(NamedTuple):
     views: Views
     known: int  # how many of the views are the encoder's, the rest is to be predicted
     step: int
+    complete: Bool[Tensor, " batch"]  # scenes whose pixels without depth have no surface
 
 
 def visible_views(batch: int, views: int, config: Config, generator: torch.Generator) -> Bool[Tensor, "batch view"]:
@@ -119,13 +130,14 @@ class RAE3DStage:
     def __init__(self, config: Config) -> None:
         torch.manual_seed(config.seed)
         self.config = config
-        self.data, self.held_out = WorldsCache(config.data), WorldsCache(config.validation)
-        _check_views(config, self.data.views, self.held_out.views)
+        size = SIZES[config.size]
+        wanted = {"known": config.known_views, "targets": config.target_views}
+        drawn = sampling(config, patch=size["patch"], tokens=size["tokens"], **wanted)
+        choice = {"window": config.window, "known_targets": config.known_targets, "mirror": config.mirror}
+        self.batches, self.held_out = open_batches(config, drawn, **choice), open_held_out(config)
+        _check_views(config, self.batches, self.held_out)
         _check_losses(config)
-        self.model = RAE3D(**SIZES[config.size])
-        if config.start:
-            check_weights(RAE3D, config.start)
-            self.model.load_state_dict(RAE3D.from_pretrained(config.start, torch_dtype=torch.float32).state_dict())
+        self.model = _model(config)
         self.modules: dict[str, nn.Module] = {"rae3d": self.model}
         self.optimizers = {"reconstruction": matrix_optimizers(self.model, config, config.muon_rate)}
         self.lpips = load_lpips() if config.lpips_weight else None
@@ -138,26 +150,12 @@ class RAE3DStage:
 
     def batch(self, step: int, share: Share = WHOLE) -> Sample:
         """Views of random scenes, the first `known` for the encoder, the rest to be predicted."""
-        config, generator = self.config, step_generator(self.config.seed, step, 0)
-        window = min(config.window or self.data.views, self.data.views)
-        known = config.known_views[int(torch.randint(len(config.known_views), (), generator=generator))]
-        total = min(known + config.target_views, window)
-        scenes = torch.randint(len(self.data), (config.batch,), generator=generator)
-        begin = torch.randint(self.data.views - window + 1, (config.batch, 1), generator=generator)
-        order = begin + torch.rand(config.batch, window, generator=generator).argsort(1)[:, :total]
-        again = min(known, config.known_targets)
-        order[:, total - again :] = order[:, :again]
-        # Half of the samples keep time's order among the known views, so that both kinds of first view are learnt.
-        sorted_known = torch.cat([order[:, :known].sort(1).values, order[:, known:]], 1)
-        keep = torch.rand(config.batch, 1, generator=generator) < 0.5
-        views = self.data.batch(share(scenes), share(torch.where(keep, sorted_known, order)))
-        if config.mirror:
-            views = mirrored(views, share(torch.rand(config.batch, generator=generator) < 0.5))
-        return Sample(views, known, step)
+        batch = self.batches.batch(step, share)
+        return Sample(batch.views, batch.known, step, batch.complete)
 
     def phases(self, batch: Sample, generator: torch.Generator) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Image and point losses; then, on the same images, the discriminator's where there is one and it is time."""
-        config, (views, known, step) = self.config, batch
+        config, (views, known, step, complete) = self.config, batch
         device = self.model.device
         scenes = views.images.shape[0]
         visible = visible_views(scenes, known, config, generator)
@@ -187,7 +185,7 @@ class RAE3DStage:
             true: Tensor = similarity.to(device).apply(some.points)  # type: ignore[arg-type]
             unit = _point_unit(config.point_unit, true, some.mask, cameras[known : known + config.point_views])  # type: ignore[arg-type]
             parts = (points / unit, 1 + confidence, true / unit, some.mask)
-            terms = point_loss(*parts, quantile=config.point_quantile)  # type: ignore[arg-type]
+            terms = _point_terms(parts, complete.to(device), config.point_quantile)  # type: ignore[arg-type]
             losses |= {f"point_{name}": config.point_weight * value for name, value in terms.items()}
         yield "reconstruction", losses
         if self.adversary and step >= config.discriminator_start:
@@ -226,25 +224,54 @@ class RAE3DStage:
             target = views[known:]
             values[f"psnr_{known}"] = float(psnr(decoded.images.float(), target.images).mean())
             rows += [target.images[:8, len(rest) // 2], decoded.images[:8, len(rest) // 2].float()]
-            if known == 4:
+            if known == 4 and decoded.points is not None and target.mask.any():  # type: ignore[union-attr]
                 points = similarity.inverse().apply(decoded.points)  # type: ignore[arg-type]
                 depth = Views(target.images, target.cameras, points).depth
                 error = depth_abs_rel(depth, target.depth, target.mask)  # type: ignore[arg-type]
                 values["depth_abs_rel"] = float(error[error.isfinite()].mean())
+        values |= {kind: float(count) for kind, count in self.batches.counts().items()}
         return values, torch.stack(rows).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
 
     def save(self, folder: Path) -> None:
-        """Write the autoencoder as a folder of config and safetensors."""
+        """Write the autoencoder as a folder of config and safetensors, with its encoder if that was not in a cache."""
         self.model.save_pretrained(folder)
+        if self.config.encoder_folder:
+            self.model.save_encoder(folder)
+        if counts := self.batches.counts():
+            found = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in counts.items())
+            _log.warning("%s: skipped %s", self.config.data, found)
+        self.batches.close()
 
 
-def _check_views(config: Config, views: int, held_out: int) -> None:
-    """ValueError unless every number of known views leaves one to predict."""
-    known, window = max(config.known_views), min(config.window or views, views)
-    if known >= window:
-        raise ValueError(f"{config.data}: {known} known views of {window} leave none to predict; accepted are fewer")
-    if held_out < 2:
-        raise ValueError(f"{config.validation}: found {held_out} view a scene; accepted are 2 or more")
+def _model(config: Config) -> RAE3D:
+    """The autoencoder to train, with its frozen encoder loaded, which is refused here where its weights are absent."""
+    looking = {"encoder": config.encoder, "encoder_layers": config.encoder_layers, "pixel_branch": config.pixel_branch}
+    model = RAE3D(**SIZES[config.size], attention=config.attention, **looking)
+    if config.start:
+        check_weights(RAE3D, config.start)
+        model.load_state_dict(RAE3D.from_pretrained(config.start, torch_dtype=torch.float32).state_dict())
+    model.load_encoder(config.encoder_folder)
+    return model
+
+
+def _check_views(config: Config, batches: Batches, held_out: WorldsCache | HeldOut) -> None:
+    """ValueError unless every number of known views leaves one to predict, and images are whole patches."""
+    if isinstance(batches, WorldsBatches):
+        known, views = max(config.known_views), batches.cache.views
+        window = min(config.window or views, views)
+        if known >= window:
+            found = f"{config.data}: {known} known views of {window}"
+            raise ValueError(f"{found} leave none to predict; accepted are fewer")
+    if held_out.views < 2:
+        raise ValueError(f"{config.validation}: found {held_out.views} view a scene; accepted are 2 or more")
+    patch, shown = SIZES[config.size]["patch"], batches.cache if isinstance(batches, WorldsBatches) else None
+    for name, height, width in (
+        (config.data, *((shown.height, shown.width) if shown else config.image_size)),
+        (config.validation, held_out.height, held_out.width),
+    ):
+        if height % patch or width % patch:
+            found = f"{name}: images of {height}x{width}"
+            raise ValueError(f"{found}; accepted are multiples of {patch} (--image-size, for captures)")
 
 
 def _masking(config: Config) -> Masking:
@@ -283,3 +310,17 @@ def _point_unit(
     else:
         unit = points.new_ones(len(points), 1, 1, 1)
     return unit.clamp(min=1e-3)[..., None]
+
+
+def _point_terms(
+    parts: tuple[Tensor, Tensor, Tensor, Tensor], complete: Bool[Tensor, " batch"], quantile: float
+) -> dict[str, Float[Tensor, ""]]:
+    """Point losses of scenes that have depth; only complete ones say that there is no surface where they have none."""
+    if complete.all():
+        return point_loss(*parts, quantile=quantile)
+    told = complete | parts[-1].flatten(1).any(1)
+    # Without any, all count for nothing: every process must have gradients of the same parameters.
+    some = told if told.any() else ~told
+    terms = point_loss(*(part[some] for part in parts), quantile=quantile)
+    terms["empty"] = point_loss(*(part[complete] for part in parts))["empty"] if complete.any() else 0 * terms["empty"]
+    return {name: term * told.any() for name, term in terms.items()}

@@ -1,0 +1,57 @@
+"""What `--data` may be: the scenes of a folder, kept open, each known to have cameras."""
+
+from functools import lru_cache
+from pathlib import Path
+
+from diorama.data.cache import PLAN
+from diorama.data.open import open_scenes
+from diorama.data.readers.imagenet import SIDECAR, SingleViewSource
+from diorama.data.rendered import WorldsSource
+from diorama.data.scenes import CapturedScene, SceneSource
+
+OPENED = 64  # scenes of each source that stay open: their cameras, no pixels
+ACCEPTED = "worlds, shards, a data set, or captures with cameras (nerfstudio, COLMAP, ...)"
+
+
+class NoCameras(ValueError):
+    """A capture whose cameras nothing tells: a mistake of whoever named it, not a file that went bad."""
+
+
+class OpenScenes:
+    """A source whose last used scenes stay open, for several threads. Raises NoCameras for one without cameras."""
+
+    def __init__(self, source: SceneSource) -> None:
+        self.name, self.source = source.name, source
+        self._opened = lru_cache(OPENED)(self._open)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> CapturedScene:
+        return self._opened(index)
+
+    def _open(self, index: int) -> CapturedScene:
+        scene = self.source[index]
+        if scene.frames[0].camera is None:
+            raise NoCameras(
+                f"{scene.frames[0].name}: found photos that nothing tells the cameras of; accepted are {ACCEPTED}"
+            )
+        return scene
+
+
+def open_training(folder: Path, profile: str | None = None) -> SceneSource:
+    """The scenes of worlds, photos with a list of intrinsics, a data set, packed shards, or one or several captures.
+
+    `profile` names the layout of a data set whose files do not tell it. ValueError or FileNotFoundError, in one line,
+    for anything else.
+    """
+    if profile is None and is_worlds(folder):
+        return WorldsSource(folder)
+    if profile is None and (folder / SIDECAR).is_file():
+        return SingleViewSource(folder)
+    return open_scenes(folder, profile)
+
+
+def is_worlds(folder: Path) -> bool:
+    """Whether a folder was begun as a cache of worlds."""
+    return (folder / PLAN).is_file() and (folder / "images.npy").is_file()
