@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diorama.data.cameras import read_cameras
 from diorama.data.images import read_image
-from diorama.data.readers.images import photo_files
+from diorama.data.readers.images import captions, photo_files
 from diorama.data.scenes import CapturedScene, Frame
 
 
@@ -28,12 +28,10 @@ def read_gen3r(folder: str | Path) -> CapturedScene:
         for photo, place in zip(photos, at, strict=True)
     )
     prompts = folder / "prompts.txt"
-    captions = prompts.read_bytes()[: 2**20].decode("utf-8", "replace").splitlines() if prompts.is_file() else []
-    captions = tuple(line.strip() for line in captions if line.strip())
     return CapturedScene(
         folder.resolve().name,
         frames,
-        captions=captions,
+        captions=captions(prompts) if prompts.is_file() else (),
         path=cameras,
         at=at,
         convention=("world_to_camera", "opencv"),

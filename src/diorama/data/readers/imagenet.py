@@ -14,6 +14,7 @@ from diorama.data.scenes import CapturedScene, Frame
 from diorama.geometry.cameras import Cameras
 
 SIDECAR = "intrinsics.jsonl"
+MAX_LINE = 2**16  # letters that tell of one photo
 _NUMBERS = ("fx", "fy", "cx", "cy", "height", "width")
 
 
@@ -30,8 +31,15 @@ class SingleViewSource:
         file = self.folder / SIDECAR
         if not file.is_file():
             raise ValueError(f"{file}: no such file; recipes/data/intrinsics.py writes it")
+        self._rows = []
         with file.open(encoding="utf-8", errors="replace") as lines:
-            self._rows = [_row(line, f"{file}: line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+            for number, line in enumerate(iter(lambda: lines.readline(MAX_LINE), ""), 1):
+                if len(line) == MAX_LINE:
+                    raise ValueError(
+                        f"{file}: line {number} has {MAX_LINE} letters or more; accepted is one photo a line"
+                    )
+                if line.strip():
+                    self._rows.append(_row(line, f"{file}: line {number}"))
         if not self._rows:
             raise ValueError(f"{file}: found no line; recipes/data/intrinsics.py writes one for each photo")
 

@@ -36,6 +36,13 @@ def read_clip(path: str | Path, views: int | None = None) -> CapturedScene:
     return CapturedScene(path.stem, tuple(frames))
 
 
+def captions(path: Path) -> tuple[str, ...]:
+    """The lines of a text that are not empty, of its first megabyte."""
+    with path.open("rb") as file:
+        text = file.read(2**20).decode("utf-8", "replace")
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
 def natural(path: str | Path) -> list[str | int]:
     """Orders photo 10 after photo 9."""
     name = path.name if isinstance(path, Path) else path

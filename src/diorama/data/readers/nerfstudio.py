@@ -12,7 +12,7 @@ from torch import Tensor
 from diorama.data.cameras import axes_of, nerfstudio_each, read_json
 from diorama.data.images import image_size, read_image
 from diorama.data.lenses import Lens
-from diorama.data.readers.images import natural
+from diorama.data.readers.images import captions, natural
 from diorama.data.scenes import CapturedScene, Frame, joined
 from diorama.geometry.cameras import Cameras
 
@@ -58,13 +58,13 @@ def read_nerfstudio(folder: str | Path) -> CapturedScene:
         )
     one = len({(camera.height, camera.width) for camera in cameras}) == 1
     names = [natural(frame.name) for frame in found]
-    captions = folder / "captions.txt"
+    described = folder / "captions.txt"
     return CapturedScene(
         folder.resolve().name,
         tuple(found),
         ordered=names == sorted(names),
         depth_kind="dense" if any(frame.depth for frame in found) else "none",
-        captions=_lines(captions) if captions.is_file() else (),
+        captions=captions(described) if described.is_file() else (),
         missing=sum(isinstance(frame.get("file_path"), str) for frame in frames) - len(found),
         path=joined(cameras) if one else None,
         at=tuple(photos) if one else (),
@@ -177,8 +177,3 @@ def _splits(source: Path, document: Mapping[str, Any], photos: Mapping[int, Path
                 raise ValueError(f"{file}: {wrong}; accepted are places among the photos sorted by name")
             found[f"{part} {file.stem.rpartition('_')[2]}"] = tuple(order[by_name[i]] for i in ids)
     return found
-
-
-def _lines(path: Path) -> tuple[str, ...]:
-    text = path.read_bytes()[: 2**20].decode("utf-8", "replace")
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
