@@ -41,7 +41,11 @@ SCENES, VIEWS, HEIGHT, WIDTH = 3, 4, 48, 64
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three rendered worlds of four views, one of them under the sky."""
     folder = tmp_path_factory.mktemp("worlds") / "rooms"
-    return write_cache(folder, [3, 5, 8], views=VIEWS, height=HEIGHT, width=WIDTH, samples=1)
+    write_cache(folder, [3, 5, 8], views=VIEWS, height=HEIGHT, width=WIDTH, samples=1)
+    depth = np.load(folder / "depth.npy", mmap_mode="r+")
+    depth[0, 0, :8] = 0  # as where a ray meets nothing
+    depth.flush()
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +251,7 @@ def test_what_cannot_be_decoded_is_left_out_and_told(tmp_path: Path) -> None:
     source = ShardSource(tmp_path / "out")
     assert [(scene.name, len(scene), scene.missing) for scene in (source[0], source[1])] == [("a", 2, 1), ("c", 3, 0)]
     for number in range(3):
-        (tmp_path / f"rooms/c/{number}.jpg").write_bytes(b"")
+        (tmp_path / f"rooms/c/d{number}.png").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="no scene that can be packed"):
         pack(tmp_path / "none", Plan(str(tmp_path / "rooms/c")))
     assert not (tmp_path / "none").exists()
