@@ -37,6 +37,7 @@ VERBS = {
     "export": "write a saved scene for other programs: points, mesh, COLMAP, splats, video, a web page",
     "fit-splats": "fit Gaussians to what the model shows of a scene, by gsplat on a GPU",
     "view": "fly through a scene in the browser",
+    "studio": "make scenes in the browser: photos, a path, progress, the result to fly through and keep",
     "train": "train the models",
     "evaluate": "score a method on a benchmark, ours or another's, against published protocols",
     "download": "fetch published weights, once their size and licence have been seen",

@@ -62,6 +62,11 @@ class Stage:
         ratio = float(depth.kthvalue(max(1, int(0.999 * len(depth)))).values / depth.median())
         return min(50.0, math.ceil(10 * max(1.0, ratio)) / 10)
 
+    @property
+    def planes(self) -> tuple[float, float]:
+        """How near and how far a browser draws, scene units."""
+        return 0.01 * self.reach, 1000 * max(1.0, math.sqrt(self.farthest)) * self.reach
+
 
 def stage_of(shown: Scene | Views, decoder: LiveDecoder | None = None, no_live: str = "", most: int = POINTS) -> Stage:
     """Everything that visitors share; ValueError, in one line, for views that cannot stand in space."""

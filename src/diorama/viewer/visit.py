@@ -1,6 +1,7 @@
 """One visitor's window: what is shown in it, its controls, and what they do. All calls of viser's scene and panels."""
 
 import threading
+import weakref
 from typing import Any
 
 from jaxtyping import Float
@@ -37,8 +38,11 @@ class Visit:
             self.points: Any = None
             self.show_points()
         self.show_view(0)
-        client.camera.on_update(lambda _: self.looked())
-        threading.Thread(target=self._play, daemon=True, name="path").start()
+        # The client keeps this for good: a visit that was removed has to go all the same.
+        here = weakref.ref(self)
+        client.camera.on_update(lambda _: None if (visit := here()) is None else visit.looked())
+        self.player = threading.Thread(target=self._play, daemon=True, name="path")
+        self.player.start()
         if stage.decoder is not None:
             self.live = LiveView(stage.decoder, self.show_live, self.show_failure)
             self.switch_live()
@@ -48,6 +52,18 @@ class Visit:
         self.ended.set()
         if self.live is not None:
             self.live.end()
+
+    def remove(self) -> None:
+        """Take it out of the window, in which something else is shown now; its controls go with what holds them."""
+        self.end()
+        self.player.join()
+        if self.live is not None:
+            self.live.thread.join()  # a picture that comes later would fill the window again
+        with self.placing:
+            self.rig.remove()
+            if self.points is not None:
+                self.points.remove()
+        self.client.scene.set_background_image(None)
 
     # What is in the window
 
@@ -151,6 +167,8 @@ class Visit:
     def show_cameras(self) -> None:
         """Show or hide the frusta, at their size; those that the visitor stands in are hidden."""
         with self.placing:  # viser calls from many threads: the last to come has to see the newest camera
+            if self.ended.is_set():
+                return
             self.rig.visible = self.cameras_on.value and not (self.playing.value and self.follow.value)
             size = float(self.camera_size.value)
             inside = self.stage.hiding(tuple(self.client.camera.position), size)
@@ -217,6 +235,8 @@ class Visit:
 
     def looked(self) -> None:
         """The visitor looks from somewhere else now."""
+        if self.ended.is_set():
+            return
         camera = self.client.camera
         self.show_cameras()
         if self.live is not None and self.live_on.value and camera.aspect:
