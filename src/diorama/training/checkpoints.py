@@ -226,5 +226,5 @@ def _whole(parameter: nn.Parameter, part: Tensor) -> Tensor:
     """What belongs to a process's part of a parameter, as part of the whole."""
     if not isinstance(parameter, DTensor):
         return part
-    shape = {"shape": parameter.shape, "stride": parameter.stride()}
-    return DTensor.from_local(part, parameter.device_mesh, parameter.placements, run_check=False, **shape)
+    mesh, places, shape = parameter.device_mesh, parameter.placements, parameter.shape
+    return DTensor.from_local(part, mesh, places, run_check=False, shape=shape, stride=parameter.stride())

@@ -157,7 +157,7 @@ def prepare_blocks(stage: Stage, fabric: Fabric, run: Run, again: Callable[[], A
         plain = train = part.forward
         if run.compile and not reason:
             train = torch.compile(plain, dynamic=False, backend=BACKEND)
-        part.forward = _training(plain, train, again if run.checkpoint_activations else None)
+        part.forward = _training(plain, train, again if run.checkpoint_activations else None)  # type: ignore[method-assign]
     return reason
 
 
