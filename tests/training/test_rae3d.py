@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.miniature import rae3d
+from tests.captures import capture
+from tests.miniature import DIM, lively, rae3d
 from tests.published_dino import in_cache
 from tests.training.conftest import SIDE, VIEWS
 
@@ -11,7 +12,8 @@ from diorama.geometry.similarity import Similarity
 from diorama.models.perceptual import Unavailable
 from diorama.models.rae3d import RAE3D
 from diorama.training import rae3d as module
-from diorama.training.rae3d import Config, RAE3DStage, _point_unit, visible_views
+from diorama.training.losses import point_loss
+from diorama.training.rae3d import Config, RAE3DStage, _point_terms, _point_unit, visible_views
 from diorama.training.trainer import Share, Trainer, step_generator
 
 
@@ -42,7 +44,7 @@ def test_one_step_lowers_the_loss_on_its_batch(config, changes):
 
 def test_a_batch_belongs_to_its_step(config):
     one, other = RAE3DStage(config), RAE3DStage(config)
-    (views, known, _), (again, count, _) = one.batch(5), other.batch(5)
+    (views, known, *_), (again, count, *_) = one.batch(5), other.batch(5)
     assert known == count in (2, 3) and torch.equal(views.images, again.images)
     assert views.images.shape == (3, known + 2, 3, SIDE, SIDE)
     assert not torch.equal(one.batch(6)[0].images[:, :2], views.images[:, :2])
@@ -68,7 +70,7 @@ def places_of(config, views):
 
 def test_point_errors_come_in_the_unit_asked_for(config):
     stage = RAE3DStage(config)
-    views, known, _ = stage.batch(0)
+    views, known, *_ = stage.batch(0)
     cameras = views.cameras.normalized()[0][known:]
     points, mask = torch.rand(3, 2, SIDE, SIDE, 3) + 1, views[known:].mask
     centre = cameras.centers[:, :, None, None]
@@ -88,7 +90,7 @@ def test_a_window_takes_neighbouring_views(config):
 
 def test_known_views_come_last_again_where_asked(config):
     stage = RAE3DStage(replace(config, known_views=(3,), target_views=2, known_targets=1))
-    views, known, _ = stage.batch(0)
+    views, known, *_ = stage.batch(0)
     assert torch.equal(views.images[:, -1], views.images[:, 0]) and known == 3 and views.images.shape[1] == 5
     assert not torch.equal(views.images[:, -2], views.images[:, 1])
 
@@ -140,6 +142,7 @@ def test_caches_with_nothing_to_predict_are_refused_in_one_line(config, tmp_path
         (dict(known_views=(2, VIEWS)), rf"train: {VIEWS} known views of {VIEWS} leave none to predict; accepted are f"),
         (dict(known_views=(2, 3), window=3), r"train: 3 known views of 3 leave none to predict; accepted are fewer"),
         (dict(validation=single), r"single: found 1 view a scene; accepted are 2 or more"),
+        (dict(size="base-256"), rf"train: images of {SIDE}x{SIDE}; accepted are multiples of 14 "),
     ):
         with pytest.raises(ValueError, match=rf"^[^\n]*{message}[^\n]*$"):
             RAE3DStage(replace(config, **changes))
@@ -322,3 +325,94 @@ def test_half_precision_trains_both(adversarial):
     assert report["adversarial"] != 0 and report["discriminator"] == pytest.approx(1, abs=0.2)
     assert not any(same(one, other) for one, other in zip(states(stage), before, strict=True))
     assert all(p.dtype == torch.float32 for part in stage.modules.values() for p in part.parameters())
+
+
+@pytest.fixture
+def captures(config, tmp_path):
+    """Three captures, the first without depth."""
+    cache = WorldsCache(config.data)
+    for scene in range(3):
+        capture(tmp_path / f"captures/{scene}", cache, scene, depth=scene > 0)
+    return tmp_path / "captures"
+
+
+def test_captures_and_worlds_train_together_at_the_papers_shapes(config, captures):
+    """Sizes, views and scenes of every step are others, on data with depth and without, and resuming is exact."""
+    config = replace(
+        config, data=(config.data, captures), weights=("1", "2"), validation=captures, image_size=(24, 16),
+        dynamic=True, token_budget=160, pixels=(200, 800), sample_views=(4, 6), mirror=True,
+        log_every=1, validate_every=4,
+    )  # fmt: skip
+    whole, parts = (replace(config, out=config.out / name) for name in ("whole", "parts"))
+    stage = RAE3DStage(whole)
+    shapes = {tuple(stage.batch(step).views.images.shape) for step in range(8)}
+    assert len(shapes) > 4 and len({(shape[0], *shape[-2:]) for shape in shapes}) > 2
+    Trainer(stage, whole).train()
+    for until in (2, None):
+        Trainer(RAE3DStage(parts), parts).train(until)
+    log = (whole.out / "log.jsonl").read_text()
+    assert log == (parts.out / "log.jsonl").read_text() and "NaN" not in log
+    assert "validation_psnr_2" in log and "point_distance" in log
+
+
+def test_what_was_skipped_stands_in_the_log_and_at_the_end(config, captures, caplog):
+    for view in (2, 3):
+        (captures / f"1/images/{view}.png").write_bytes(b"no photo")
+    config = replace(config, data=captures, known_views=(2,), image_size=(16, 16), log_every=1, validate_every=2)
+    with caplog.at_level("WARNING"):
+        Trainer(RAE3DStage(config), config).train()
+    assert '"validation_bad_frames": 2.0' in (config.out / "log.jsonl").read_text()
+    assert f"{captures}: skipped 2 bad frames" in [record.getMessage() for record in caplog.records]
+
+
+def test_scenes_without_depth_have_no_say_on_points():
+    torch.manual_seed(0)
+    shape = (3, 2, 4, 4)
+    predicted, true, confidence = torch.randn(*shape, 3), torch.randn(*shape, 3), 1 + torch.rand(shape)
+    predicted.requires_grad_()
+    confidence.requires_grad_()
+    mask = torch.rand(shape) < 0.5
+    mask[1] = False
+    rows = [0, 2]
+    parts = (predicted, confidence, true, mask)
+    found = _point_terms(parts, torch.tensor([False, False, True]), 1.0)
+    expected = point_loss(*(part[rows] for part in parts))
+    assert found["distance"] == expected["distance"] and found["confident"] == expected["confident"]
+    # Where a capture has no depth there may well be a surface: only the complete scene says that there is none.
+    assert found["empty"] == point_loss(*(part[2:] for part in parts))["empty"]
+    sum(found.values()).backward()
+    assert predicted.grad is not None and not predicted.grad[1].any() and predicted.grad[0].any()
+    assert confidence.grad is not None and not confidence.grad[0][~mask[0]].any() and confidence.grad[2].all()
+    plain = _point_terms(parts, torch.ones(3, dtype=torch.bool), 1.0)
+    assert plain == point_loss(*parts)
+
+
+def test_a_step_without_any_depth_still_reaches_the_point_decoder(config, captures):
+    """Else processes would wait for gradients that one of them does not have."""
+    stage = RAE3DStage(replace(config, data=captures / "0", known_views=(2,), image_size=(16, 16)))
+    ((_, found),) = stage.phases(stage.batch(0), step_generator(0, 0, 1))
+    assert [float(loss.detach()) for name, loss in found.items() if name.startswith("point")] == [0, 0, 0]
+    sum(found.values()).backward()
+    head = [parameter.grad for parameter in stage.model.point_head.parameters()]
+    assert all(grad is not None and not grad.any() for grad in head)
+
+
+def test_a_frozen_encoder_is_chosen_loaded_and_saved_with_the_model(config, tmp_path, monkeypatch):
+    from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+    monkeypatch.setenv("DIORAMA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    chosen = replace(config, encoder="dinov2", encoder_layers=2, pixel_branch=True, attention="mutual", steps=2)
+    with pytest.raises(Unavailable, match=r"^encoder 'dinov2': found no weights [^\n]*$"):
+        RAE3DStage(chosen)
+    sizes = dict(hidden_size=DIM, num_hidden_layers=2, num_attention_heads=4, image_size=28, patch_size=14, mlp_ratio=2)
+    lively(Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**sizes))).save_pretrained(tmp_path / "dinov2")
+    chosen = replace(chosen, encoder_folder=tmp_path / "dinov2")
+    stage = RAE3DStage(chosen)
+    frozen = stage.model.load_encoder()
+    before = [p.clone() for p in frozen.parameters()]
+    Trainer(stage, chosen).train()
+    assert frozen.layers == 2 and stage.model.pixel_gate.any()
+    assert all(torch.equal(p, q) for p, q in zip(frozen.parameters(), before, strict=True))
+    model = RAE3D.from_pretrained(chosen.out / "model")
+    assert model.config.attention == "mutual" and model.load_encoder().digest == frozen.digest  # found beside it
