@@ -153,12 +153,15 @@ def _check_version(document: dict[str, Any]) -> None:
 
 
 def _provenance(document: dict[str, Any]) -> Provenance:
+    versions = _entry(document, "versions", dict)
+    if not all(isinstance(version, str) for version in versions.values()):
+        raise ValueError(f"`versions` is {str(versions)[:80]}; accepted are names and texts")
     return Provenance(
         model=_entry(document, "model", str),
         licence=_entry(document, "licence", str),
         seed=_entry(document, "seed", int, None),
         settings=_entry(document, "settings", dict),
-        versions=_entry(document, "versions", dict),
+        versions=versions,
     )
 
 
