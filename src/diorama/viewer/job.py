@@ -73,7 +73,7 @@ class Worker:
         """Begin `work`, and call `ended` from its thread when another job may begin; `Busy` while one runs."""
         with self._turn:
             if self.job is not None:
-                raise Busy(f"a job is running ({self.job.words}): one at a time; wait for its end, or cancel it")
+                raise Busy(f"a job is running ({self.job.words}): one at a time, so wait for its end")
             job = self.job = Job(owner, lambda: self._changed(self.job))
             self._thread = threading.Thread(target=self._run, args=(job, work, ended), daemon=True, name="job")
             self._thread.start()

@@ -5,6 +5,7 @@ import errno
 import io
 import socket
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from html import escape
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 HOST, PORT = "127.0.0.1", 8080
 
 
-class Site:
+class Site(ABC):
     """A running page: it serves until `stop`, in threads of its own. What it shows is its subclass's."""
 
     def __init__(self, host: str = HOST, port: int = PORT) -> None:
@@ -64,13 +65,13 @@ class Site:
         """A notebook shows it in place."""
         return f'<iframe src="{escape(self.url)}" width="100%" height="640" style="border:0"></iframe>'
 
+    @abstractmethod
     def _place_camera(self) -> None:
         """Where visitors begin."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _visit(self, client: Any) -> Any:
         """What a new visitor gets, with `end`."""
-        raise NotImplementedError
 
     def _came(self, client: Any) -> None:
         self.visits[client.client_id] = self._visit(client)
