@@ -7,10 +7,12 @@ training script is: it draws a step's views one scene after the other before eac
 by one, each from the latents themselves (as the paper's decoder does, without a cache of their keys and values), reads
 each loss as it comes, and, for the denoiser, encodes the views and their conditions in every step, as the paper does.
 A third column is that loop with what our models offer, batched decoding from the cache and latents kept from one step
-to the next: what is left between it and the trainer is the trainer's own.
+to the next: what is left between it and the trainer is the trainer's own. Where other programs run, the ratios of
+processor time hold and those on the clock do not.
 """
 
 import logging
+import os
 import statistics
 import tempfile
 import time
@@ -209,6 +211,7 @@ def main(config: Config) -> None:
                 for place, clock in enumerate(("wall", "processor")):
                     numbers[f"{name}, trainer / {loop}, {clock}"] = found[loop][place] / found["trainer"][place]
             numbers[f"{name}, MFU"] = trainer.meter.told()["mfu"]
+    numbers["programs that wanted a core meanwhile (load)"] = os.getloadavg()[2]
     write_numbers(config.out, numbers, {k: str(v) for k, v in asdict(config).items() if k != "out"}, "cpu")
     for name, number in numbers.items():
         print(f"{name:50} {number:8.2f}")
