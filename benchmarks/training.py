@@ -157,9 +157,9 @@ def denoiser_losses(stage: dit3d.DiT3DStage, cache: WorldsCache, kept: bool) -> 
 def trainer_turn(trainer: Trainer, steps: int) -> None:
     """Some steps as `Trainer.train` makes them, without what it writes."""
     end = trainer.step + steps
-    with trainer.ahead():
+    with trainer.ahead(end):
         while trainer.step < end:
-            trainer.train_step(end)
+            trainer.train_step()
 
 
 def seconds(loops: dict[str, Callable[[], None]], rounds: int) -> dict[str, tuple[float, float]]:

@@ -110,10 +110,10 @@ class Trainer:
                 self._forget(log)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         board = SummaryWriter(str(self.run.out / "tensorboard"), purge_step=self.step + 1) if leads else nullcontext()
-        with board, Progress(*columns, disable=not leads) as progress, self.ahead():
+        with board, Progress(*columns, disable=not leads) as progress, self.ahead(end):
             task, speed = progress.add_task("training", total=self.run.steps, completed=self.step), ""
             while self.step < end:
-                losses = self.train_step(last=end)
+                losses = self.train_step()
                 if self.step % self.run.log_every == 0:
                     losses, speed = self._mean(losses), self._speed(board) if leads else ""
                 progress.update(task, completed=self.step, description=f"loss {losses['loss']:.4f}{speed}")
@@ -136,10 +136,10 @@ class Trainer:
         if self.step % self.run.save_every == 0 or self.step == end:
             checkpoints.save(self.held, self.run, self.step, self.fabric)
 
-    def train_step(self, last: int = 0) -> dict[str, float]:
-        """One step of every phase; the losses before it. Before `last` the next step's batch is drawn meanwhile."""
+    def train_step(self) -> dict[str, float]:
+        """One step of every phase; the losses before it."""
         with self.meter.step():
-            batches = self._batches(last)
+            batches = self._batches()
             self.meter.begin(batches)
             with self.fabric.autocast():
                 report = self._optimized(batches)
@@ -192,7 +192,7 @@ class Trainer:
                     means[key] = means.get(key, 0) + loss.detach().float() / count
             yield name, means
 
-    def _batches(self, last: int) -> list[Any]:
+    def _batches(self) -> list[Any]:
         """This step's share of a batch, a part for each pass."""
 
         def draw(step: int) -> list[Any]:
@@ -200,19 +200,20 @@ class Trainer:
 
         drawn = self._drawn.pop(self.step, None)
         batches = draw(self.step) if drawn is None else drawn.result()
-        if self._thread is not None and self.step + 1 < last:
+        if self._thread is not None and self.step + 1 < self._end:
             self._drawn[self.step + 1] = self._thread.submit(draw, self.step + 1)
         return batches
 
     @contextmanager
-    def ahead(self) -> Iterator[None]:
-        """A thread beside the loop that draws batches ahead; they belong to their step's number, so nothing changes."""
-        with ThreadPoolExecutor(1) as self._thread:
+    def ahead(self, end: int) -> Iterator[None]:
+        """Up to a step, a thread draws each batch during the step before; it is the same whenever it is drawn."""
+        with ThreadPoolExecutor(1) as thread:
+            self._thread, self._end = thread, end
             try:
                 yield
             finally:
+                self._thread = None
                 self._drawn.clear()
-        self._thread = None
 
     def _check(self, what: str, value: float) -> None:
         if not math.isfinite(value):
