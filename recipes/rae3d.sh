@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The paper's autoencoders, one for each row of its tables 2 and 3 (upper half) and of what table 4 builds on.
-# Not run at this size: no result of it is published here. With --smoke the same lines run on a few worlds in a minute.
+# Not run at this size: no result of it is published here. With --smoke the same line runs on a few worlds.
 #
 #     recipes/rae3d.sh ROW             # trains it; a killed run goes on when started again
 #     recipes/rae3d.sh ROW --show      # prints the line instead
@@ -35,7 +35,8 @@ mixture=(--data "${sets[@]/#/$data/}" --weights "${weights[@]}" --validation "$d
 few=()  # what --smoke says after all of these flags, and so instead
 
 if [ "$mode" = --smoke ]; then
-    runs=$runs/smoke worlds=$runs/smoke/worlds
+    runs=$runs/smoke
+    worlds=$runs/worlds
     for split in train validation; do
         diorama data worlds "$worlds/$split" --split $split --scenes 4 --views 6 --size 24 --samples 1
     done

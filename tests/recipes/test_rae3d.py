@@ -63,15 +63,14 @@ def test_another_row_is_refused_with_those_there_are(tmp_path: Path) -> None:
     assert result.returncode == 2 and all(f" {row} " in result.stderr for row in ROWS)
 
 
-@pytest.mark.parametrize("row", ["table2-imgonly", "table3-tok256"])
-def test_the_lines_run_in_small(row: str, tmp_path: Path) -> None:
+@pytest.mark.timeout(900)  # three commands, each of which starts torch
+def test_the_line_runs_in_small(tmp_path: Path) -> None:
     from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
     sizes = dict(num_hidden_layers=1, num_attention_heads=4, image_size=28, patch_size=14, mlp_ratio=1)
     published = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(hidden_size=SIZES["tiny"]["dim"], **sizes))
     lively(published).save_pretrained(tmp_path / "cache/dinov2")
-    result = recipe(row, "--smoke", cwd=tmp_path, DIORAMA_CACHE=str(tmp_path / "cache"))
+    result = recipe("table3-tok256", "--smoke", cwd=tmp_path, DIORAMA_CACHE=str(tmp_path / "cache"))
     assert result.returncode == 0, result.stderr
-    encoder, tokens = ROWS[row]
-    model = RAE3D.from_pretrained(tmp_path / f"runs/smoke/rae3d-{encoder}-{tokens}/model")
-    assert model.encoder == encoder and model.config.attention == "mutual"
+    model = RAE3D.from_pretrained(tmp_path / "runs/smoke/rae3d-dinov2-256/model")
+    assert model.encoder == "dinov2" and model.config.attention == "mutual"

@@ -1,12 +1,9 @@
-"""What `--data` may be: the scenes of a folder, kept open, each known to have cameras."""
+"""Scenes to learn from, kept open, each known to have cameras."""
 
 from functools import lru_cache
 from pathlib import Path
 
 from diorama.data.cache import PLAN
-from diorama.data.open import open_scenes
-from diorama.data.readers.imagenet import SIDECAR, SingleViewSource
-from diorama.data.rendered import WorldsSource
 from diorama.data.scenes import CapturedScene, SceneSource
 
 OPENED = 64  # scenes of each source that stay open: their cameras, no pixels
@@ -37,19 +34,6 @@ class OpenScenes:
                 f"{scene.frames[0].name}: found photos that nothing tells the cameras of; accepted are {ACCEPTED}"
             )
         return scene
-
-
-def open_training(folder: Path, profile: str | None = None) -> SceneSource:
-    """The scenes of worlds, photos with a list of intrinsics, a data set, packed shards, or one or several captures.
-
-    `profile` names the layout of a data set whose files do not tell it. ValueError or FileNotFoundError, in one line,
-    for anything else.
-    """
-    if profile is None and is_worlds(folder):
-        return WorldsSource(folder)
-    if profile is None and (folder / SIDECAR).is_file():
-        return SingleViewSource(folder)
-    return open_scenes(folder, profile)
 
 
 def is_worlds(folder: Path) -> bool:

@@ -8,8 +8,9 @@ import torch
 
 from diorama.data.cache import WorldsCache
 from diorama.data.loading import Batches, CaptureBatches, HeldOut, WorldsBatches
+from diorama.data.open import open_scenes
 from diorama.data.sampling import Dynamic, Fixed, Sampling, shares
-from diorama.data.sources import is_worlds, open_training
+from diorama.data.sources import is_worlds
 from diorama.training.trainer import Run, step_generator
 
 
@@ -63,7 +64,7 @@ def open_batches(
     if isinstance(drawn, Fixed) and len(folders) == 1 and names == ("auto",) and is_worlds(folders[0]):
         return WorldsBatches(WorldsCache(folders[0]), drawn.scenes, drawn.known, drawn.targets, generators, **options)
     sources = [
-        open_training(folder, None if name == "auto" else name) for folder, name in zip(folders, names, strict=True)
+        open_scenes(folder, None if name == "auto" else name) for folder, name in zip(folders, names, strict=True)
     ]
     return CaptureBatches(sources, parts, drawn, generators, threads=config.decoders, **options)
 
@@ -72,7 +73,7 @@ def open_held_out(config: Data) -> WorldsCache | HeldOut:
     """What --validation gives, at --image-size unless it is worlds."""
     if is_worlds(config.validation):
         return WorldsCache(config.validation)
-    return HeldOut(open_training(config.validation), *config.image_size)
+    return HeldOut(open_scenes(config.validation), *config.image_size)
 
 
 def _generator(seed: int, step: int) -> torch.Generator:
