@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from tests.miniature import DIM, TOKENS, dit3d
@@ -131,6 +133,47 @@ def test_gradients_reach_every_parameter(condition):
     output = model(NOISY, TIMES, None if condition == "none" else KNOWN, torch.tensor([0, 1]))
     output.velocity.square().mean().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@torch.no_grad()
+def test_a_new_scale_says_nothing_and_an_unknown_one_never_does():
+    plain = dit3d()
+    scaled = DiT3D(**{**plain.config, "scale": True})
+    fresh = scaled.state_dict()
+    assert fresh.keys() - plain.state_dict().keys() == {"scale_embed.map.weight", "scale_embed.map.bias"}
+    scaled.load_state_dict(
+        plain.state_dict() | {name: fresh[name] for name in fresh if name.startswith("scale_embed.")}
+    )
+    scales, nothing = torch.tensor([-1.0, 2.0]), torch.full((2,), torch.nan)
+    before = plain(NOISY, TIMES, KNOWN).velocity
+    assert torch.equal(scaled(NOISY, TIMES, KNOWN, log_scale=scales).velocity, before)
+    for parameter in scaled.scale_embed.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(scaled(NOISY, TIMES, KNOWN, log_scale=nothing).velocity, before)
+    assert torch.equal(scaled(NOISY, TIMES, KNOWN, log_scale=-torch.inf * scales.abs()).velocity, before)
+    assert torch.equal(scaled(NOISY, TIMES, KNOWN).velocity, before)
+    told = [scaled(NOISY, TIMES, KNOWN, log_scale=x).velocity for x in (scales, scales + 0.1, scales - 5)]
+    for first, second in ((told[0], before), (told[0], told[1]), (told[0], told[2])):
+        assert (first - second).abs().amax((-1, -2)).min() > 1e-3
+    half = torch.tensor([-1.0, torch.nan])
+    mixed = scaled(NOISY, TIMES, KNOWN, log_scale=half).velocity
+    torch.testing.assert_close(mixed, torch.stack([told[0][0], before[1]]), atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_reach_the_scale_and_stay_finite_where_it_is_unknown():
+    model = dit3d(scale=True).train()
+    log_scale = torch.tensor([0.5, torch.nan])
+    model(NOISY, TIMES, KNOWN, log_scale=log_scale).velocity.square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
+
+
+def test_a_model_without_a_scale_refuses_one_and_is_saved_as_ever(tmp_path):
+    with pytest.raises(ValueError, match="^log_scale given: this DiT3D was made without scale$"):
+        dit3d()(NOISY, TIMES, KNOWN, log_scale=torch.zeros(2))
+    for scale in (False, True):
+        dit3d(scale=scale).save_pretrained(tmp_path / str(scale))
+        assert ("scale" in json.loads((tmp_path / str(scale) / "config.json").read_text())) is scale
+        assert (DiT3D.from_pretrained(tmp_path / str(scale)).scale_embed is not None) is scale
 
 
 @torch.no_grad()

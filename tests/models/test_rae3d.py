@@ -37,6 +37,20 @@ def encoded(model, views=3, height=32, width=32, hidden=()):
         return model.encode(images(views, height, width, batch=(1,)), rays(views, height, width), visible)
 
 
+@torch.no_grad()
+def test_looking_once_serves_encodings_that_show_different_views(model):
+    pictures, looks = images(3, batch=(1,)), []
+    looked = model.look(pictures)
+    hook = model.image_embed.register_forward_hook(lambda *_: looks.append(1))
+    for shown in ([1, 1, 1], [1, 0, 0], [0, 0, 1], [0, 0, 0]):
+        visible = torch.tensor([shown], dtype=torch.bool)
+        again = model.encode(pictures, rays(), visible, looked)
+        assert not looks
+        assert torch.equal(again, model.encode(pictures, rays(), visible))
+        assert looks.pop()
+    hook.remove()
+
+
 def test_the_papers_size_has_the_papers_parameters():
     with torch.device("meta"):
         model = RAE3D(**SIZES["base-1024"])

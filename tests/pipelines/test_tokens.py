@@ -1,5 +1,7 @@
 """What a TokenPipeline may be told beside photos and cameras."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tests.miniature import SIDE, dit3d, images, path, pipeline
@@ -63,3 +65,44 @@ def test_a_class_that_the_model_does_not_have_is_refused(of_classes, label):
 def test_a_model_without_classes_takes_no_label(model):
     with pytest.raises(ValueError, match="^miniature was trained without classes: leave the label out$"):
         latents(model, Condition(label=0))
+
+
+@pytest.fixture(scope="module")
+def of_scale():
+    """A pipeline whose denoiser may be told the scale."""
+    model = pipeline()
+    model.register_modules(denoiser=dit3d(1, scale=True))
+    return model
+
+
+def test_the_scale_is_the_paths_extent_in_the_units_that_are_told(of_scale, monkeypatch):
+    told, denoise = [], of_scale.denoise
+
+    def listen(latents, t, known):
+        told.append(known)
+        return denoise(latents, t, known)
+
+    monkeypatch.setattr(of_scale, "denoise", listen)
+    photo = Condition(PHOTO, (0,))
+    one = latents(of_scale, photo, scale=0.25, steps=1)
+    extent = (CAMERAS.centers - CAMERAS.centers[0]).norm(dim=-1).max()
+    assert told[-1].log_scale.shape == (2,)  # both branches of guidance
+    torch.testing.assert_close(told[-1].log_scale, (0.25 * extent).log().expand(2), atol=1e-5, rtol=1e-5)
+    none = latents(of_scale, photo, steps=1)
+    assert told[-1].log_scale.isnan().all() and (one - none).abs().max() > 1e-3
+    larger = CAMERAS.camera_to_world.clone()
+    larger[:, :3, 3] *= 4
+    again = of_scale.generate(photo, replace(CAMERAS, camera_to_world=larger), scale=0.0625, steps=1)
+    torch.testing.assert_close(again.latents, one, atol=1e-3, rtol=1e-3)  # the unit of the path is the caller's
+    assert again.provenance.settings["scale"] == 0.0625 and "scale" not in of_scale.options()
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf")])
+def test_a_scale_that_means_nothing_is_refused(of_scale, scale):
+    with pytest.raises(ValueError, match=rf"^scale {scale}: accepted is more than 0$"):
+        latents(of_scale, Condition(), scale=scale)
+
+
+def test_a_model_without_a_scale_takes_none(model):
+    with pytest.raises(ValueError, match="^scale 2.0: miniature was trained without; leave it out$"):
+        latents(model, Condition(), scale=2.0)

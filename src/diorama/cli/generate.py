@@ -66,7 +66,7 @@ def run(arguments: list[str]) -> int:
             f"--model {flags.model}: VGGT makes no views but the photos' own; 'diorama reconstruct' takes it"
         )
     if options.photo.poses is not None or given(options.parts):  # which take a while, or are for some models only
-        check_model(flags.model, flags.device, options.parts)
+        check_model(flags.model, flags.device, options.parts, scaled=True)
     request = requested(options.photo, options.path, flags.device)
     from diorama.pipelines.base import load
 

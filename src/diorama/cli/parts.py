@@ -1,5 +1,6 @@
 """What only models of many large parts can be asked for, and which model a command is given."""
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PartsFlags:
-    """For models of many large parts (Gen3R); others refuse these."""
+    """For models of many large parts (Gen3R); others refuse these, but for --scale where they were trained with it."""
 
     dtype: Annotated[
         Literal["bf16", "fp16", "fp32"] | None, arg(help_behavior_hint="(default: bf16 on CUDA, else fp32)")
@@ -32,7 +33,8 @@ class PartsFlags:
     scale: Annotated[float | None, arg(metavar="FACTOR", help_behavior_hint="(default: by VGGT, from the photos)")] = (
         None
     )
-    """What camera movements are multiplied with; 1 takes them as they are."""
+    """What camera movements are multiplied with; 1 takes them as they are. Other models have no default: there it makes
+    them median depths of the first photo, and without it they guess how large that shows the scene."""
 
     @property
     def loading(self) -> dict[str, Any]:
@@ -77,13 +79,24 @@ def _check_numbers(flags: PartsFlags) -> None:
         raise ValueError(f"--scale {flags.scale}: accepted is more than 0")
 
 
-def check_model(model: str, device: str, flags: PartsFlags) -> type["ScenePipeline"]:
-    """What `model` is; ValueError, before other heavy work, where it is none or these flags are not for it."""
+def check_model(model: str, device: str, flags: PartsFlags, *, scaled: bool = False) -> type["ScenePipeline"]:
+    """What `model` is; ValueError, before other heavy work, where it is none or these flags are not for it.
+
+    `scaled`: also a model that is not Gen3R may be told a scale, if it was trained with it.
+    """
     from diorama.pipelines.base import find_model, pick_device
 
     _check_numbers(flags)
     pick_device(device)
-    kind, _ = find_model(model)
+    kind, folder = find_model(model)
     if not kind.staged:
-        no_such(given(flags), f"only Gen3R takes this here, not {model}")
+        taken = {"scale"} if scaled and _knows_scale(folder) else set()
+        others = {name: value for name, value in given(flags).items() if name not in taken}
+        no_such(others, f"only Gen3R takes this here, not {model}")
     return kind
+
+
+def _knows_scale(folder: Path) -> bool:
+    """Whether a pipeline's denoiser was trained with the scale."""
+    config = folder / "denoiser" / "config.json"
+    return config.is_file() and json.loads(config.read_text()).get("scale") is True

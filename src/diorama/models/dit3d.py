@@ -1,5 +1,6 @@
 """DiT3D: denoiser of 3D latent tokens, LightningDiT blocks with a wide DDT head (arXiv 2604.11331, section 3.2)."""
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -29,12 +30,36 @@ class DiTOutput(NamedTuple):
     state: Float[Tensor, "batch token dim"]
 
 
+class ScaleEmbed(nn.Module):
+    """Condition that says how large a scene is, by the logarithm of a ratio; a new one says nothing.
+
+    What is not finite is not known, and says nothing ever.
+    """
+
+    octaves: Tensor
+
+    def __init__(self, dim: int, octaves: int = 6) -> None:
+        super().__init__()
+        # One period is 16: factors of 3,000 either way differ, and so do those of a few percent.
+        self.register_buffer("octaves", math.pi / 8 * 2.0 ** torch.arange(octaves), persistent=False)
+        self.map = nn.Linear(2 * octaves, dim)
+        nn.init.zeros_(self.map.weight)
+        nn.init.zeros_(self.map.bias)
+
+    def forward(self, log_scale: Float[Tensor, " batch"]) -> Float[Tensor, "batch dim"]:
+        given = log_scale.isfinite()
+        angles = log_scale.float().where(given, 0.0)[:, None] * self.octaves
+        features = torch.cat([angles.sin(), angles.cos()], -1).to(self.map.weight.dtype)
+        return self.map(features) * given[:, None]
+
+
 class DiT3D(ModelMixin, ConfigMixin):
     """Velocity of noisy latent tokens given the tokens of what is known.
 
     `condition` is "channel" (known tokens beside the noisy ones, index by index), "token" (as more tokens of the
     backbone's sequence) or "none". `classes` > 0 adds a table for class-conditional pre-training, whose last row is
-    the null class. `head_index` gives the head its own index embedding.
+    the null class. `head_index` gives the head its own index embedding. `scale` adds a condition that says how far the
+    farthest camera is for what the first view shows, without which one photo leaves that open (not in the paper).
     """
 
     config_name = "config.json"
@@ -57,6 +82,7 @@ class DiT3D(ModelMixin, ConfigMixin):
         classes: int = 0,
         qk_norm: bool = True,
         head_index: bool = True,
+        scale: bool = False,
     ) -> None:
         super().__init__()
         if condition not in ("channel", "token", "none"):
@@ -70,6 +96,7 @@ class DiT3D(ModelMixin, ConfigMixin):
         self.kind = nn.Parameter(0.02 * torch.randn(2, dim)) if condition == "token" else None  # noisy, known
         self.time = TimeEmbed(dim)
         self.label = nn.Embedding(classes + 1, dim) if classes else None
+        self.scale_embed = ScaleEmbed(dim) if scale else None
         self.blocks = nn.ModuleList(
             ModulatedBlock(dim, heads, mlp_ratio=mlp_ratio, qk_norm=qk_norm) for _ in range(layers)
         )
@@ -81,6 +108,10 @@ class DiT3D(ModelMixin, ConfigMixin):
         self.output_modulation = nn.Linear(head_dim, 2 * head_dim)
         self.output = nn.Linear(head_dim, channels)
         self._initialize()
+
+    def register_to_config(self, **told: Any) -> None:
+        """Leave out a scale that there is not: such models are saved as they were before there could be one."""
+        super().register_to_config(**{key: value for key, value in told.items() if (key, value) != ("scale", False)})
 
     def _initialize(self) -> None:
         if self.label is not None:
@@ -104,10 +135,13 @@ class DiT3D(ModelMixin, ConfigMixin):
         t: Float[Tensor, " batch"],
         known: Float[Tensor, "batch token channel"] | None = None,
         label: Int[Tensor, " batch"] | None = None,
+        log_scale: Float[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch token dim"]:
         """The head's condition for every token; changes slowly over t, so that near steps may share it (DDT)."""
         time = self.time(t).to(noisy.dtype)[:, None]
         condition = time if self.label is None or label is None else time + self.label(label)[:, None]
+        if self.scale_embed is not None and log_scale is not None:
+            condition = condition + self.scale_embed(log_scale)[:, None]
         condition = nn.functional.silu(condition)
         x = self.input(self._with_known(noisy, known)) + self.table
         tokens = x.shape[1]
@@ -124,12 +158,19 @@ class DiT3D(ModelMixin, ConfigMixin):
         known: Float[Tensor, "batch token channel"] | None = None,
         label: Int[Tensor, " batch"] | None = None,
         state: Float[Tensor, "batch token dim"] | None = None,
+        log_scale: Float[Tensor, " batch"] | None = None,
     ) -> DiTOutput:
-        """Velocity at time t (1 = noise); a given `state` skips the backbone."""
+        """Velocity at time t (1 = noise); a given `state` skips the backbone.
+
+        `log_scale` is the logarithm of the farthest camera's distance from the first, in median depths of the first
+        view; NaN where that is not known.
+        """
         if (known is None) != (self.config.condition == "none"):
             raise ValueError(f"condition {self.config.condition!r} with known tokens {known is not None}")
+        if log_scale is not None and self.scale_embed is None:
+            raise ValueError("log_scale given: this DiT3D was made without scale")
         if state is None:
-            state = self.backbone(noisy, t, known, label)
+            state = self.backbone(noisy, t, known, label, log_scale)
         condition = self.state_projection(state)
         x = self.head_input(self._with_known(noisy, known))
         if self.head_table is not None:

@@ -202,16 +202,29 @@ class RAE3D(ModelMixin, ConfigMixin):
         tokens = looked.new_zeros(len(images), *looked.shape[1:]).index_put((visible.nonzero()[:, 0],), looked)
         return tokens if pixels is None else tokens + self.pixel_gate * pixels
 
+    def look(self, images: Float[Tensor, "batch view 3 height width"]) -> Float[Tensor, "batch view patch dim"]:
+        """Tokens of what images show, for several encodings that differ in which of them are visible."""
+        self._check_size(*images.shape[-2:])
+        visible = torch.ones(images.shape[:2], dtype=torch.bool, device=images.device)
+        return self._seen(images.flatten(0, 1), visible.flatten()).unflatten(0, visible.shape)
+
     def encode(
         self,
         images: Float[Tensor, "batch view 3 height width"],
         rays: Float[Tensor, "batch view 6 height width"],
         visible: Bool[Tensor, "batch view"],
+        looked: Float[Tensor, "batch view patch dim"] | None = None,
     ) -> Float[Tensor, "batch token dim"]:
-        """Latent tokens (mean 0, variance 1 over channels) of views, of which only `visible` ones show their image."""
+        """Latent tokens (mean 0, variance 1 over channels) of views, of which only `visible` ones show their image.
+
+        What `look` says of the same images need not be found again.
+        """
         batch, _, _, height, width = images.shape
         self._check_size(height, width)
-        seen = self._seen(images.flatten(0, 1), visible.flatten())
+        if looked is None:
+            seen = self._seen(images.flatten(0, 1), visible.flatten())
+        else:
+            seen = looked.flatten(0, 1) * visible.flatten()[:, None, None]
         tokens = (seen + self.ray_embed(rays.flatten(0, 1), visible.flatten())).unflatten(0, (batch, -1)).flatten(1, 2)
         x = torch.cat([self.queries.expand(batch, -1, -1).to(tokens.dtype), tokens], 1)
         for block in self.neck:

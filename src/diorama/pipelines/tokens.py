@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -25,18 +25,26 @@ from diorama.scene import Condition, Scene, Shot, Views
 
 
 def encode_views(
-    autoencoder: RAE3D, views: Views, cameras: Cameras, visible: Bool[Tensor, "batch view"]
+    autoencoder: RAE3D,
+    views: Views,
+    cameras: Cameras,
+    visible: Bool[Tensor, "batch view"],
+    looked: Float[Tensor, "batch view patch dim"] | None = None,
 ) -> Float[Tensor, "batch token dim"]:
-    """Latents of views whose `cameras` are in the latent frame; hidden views give their pose alone."""
+    """Latents of views whose `cameras` are in the latent frame; hidden views give their pose alone.
+
+    `looked` is what the autoencoder's `look` said of the same images.
+    """
     images, rays = (values.to(autoencoder.dtype) for values in (views.images, cameras.plucker()))
-    return autoencoder.encode(images, rays, visible)
+    return autoencoder.encode(images, rays, visible, looked)
 
 
 class Told(NamedTuple):
     """What the denoiser is told of requests."""
 
     tokens: Float[Tensor, "batch token dim"]
-    label: Int[Tensor, " batch"] | None  # None for a model without classes
+    label: Int[Tensor, " batch"] | None = None  # None for a model without classes
+    log_scale: Float[Tensor, " batch"] | None = None  # None for a model without scale, NaN where it is not known
 
 
 OPTIONS = ("title", "licence", "pixels", "encoder_views", "steps", "guidance")  # of TokenPipeline, kept with it
@@ -145,6 +153,29 @@ class TokenPipeline(ScenePipeline):
         """The same views at a size that this model makes, cropped around their centre if it has other proportions."""
         return cameras.fitted(*self.size_near(cameras.height, cameras.width))
 
+    def options(self, *, scale: float | None = None, **asked: Any) -> dict[str, Any]:
+        """`scale`: what camera movements are multiplied with to be in median depths of the first view, where known.
+
+        ValueError for a model that was not trained to be told.
+        """
+        if scale is not None and not self.denoiser.config.get("scale"):
+            raise ValueError(f"scale {scale}: {self.config.title} was trained without; leave it out")
+        if scale is not None and not 0 < scale < math.inf:
+            raise ValueError(f"scale {scale}: accepted is more than 0")
+        return super().options(**asked) | ({} if scale is None else {"scale": scale})
+
+    def branches(
+        self, conditions: Sequence[Condition], wanted: Sequence[Any], seeds: Sequence[int], settings: Mapping[str, Any]
+    ) -> tuple[Context, Context | None]:
+        """What both branches of guidance know; both know the scale, which belongs to the poses."""
+        context, null = super().branches(conditions, wanted, seeds, settings)
+        if not self.denoiser.config.get("scale"):
+            return context, null
+        lengths = torch.stack([path.extent for path in wanted]).to(self.device, torch.float32)
+        log_scale = (lengths * settings.get("scale", math.nan)).log()
+        told = [c and c._replace(known=c.known._replace(log_scale=log_scale)) for c in (context, null)]
+        return told[0], told[1]  # type: ignore[return-value]
+
     def encode(self, conditions: Sequence[Condition], wanted: Sequence[Cameras]) -> Context:
         """Normalised latents of the wanted poses, of which only the known ones show their image."""
         return self._encode(conditions, wanted, shown=True)
@@ -198,7 +229,9 @@ class TokenPipeline(ScenePipeline):
         """DiT3D's velocity, in single precision as is all between the models."""
         times = torch.full((len(latents),), t, device=latents.device)
         kind = self.denoiser.dtype
-        return self.denoiser(latents.to(kind), times, known.tokens.to(kind), known.label).velocity.float()
+        return self.denoiser(
+            latents.to(kind), times, known.tokens.to(kind), known.label, log_scale=known.log_scale
+        ).velocity.float()
 
     def decode(self, latents: Tensor, context: Context) -> tuple[list[Views], Tensor]:
         """The wanted views, and the latents as the autoencoder reads them."""
