@@ -3,9 +3,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.miniature import DIM, TOKENS, dit3d, path
+from tests.miniature import DIM, TOKENS, dit3d, path, rae3d
 from tests.training.conftest import SIDE
 
+from diorama.data.cache import WorldsCache
 from diorama.models.dit3d import DiT3D
 from diorama.pipelines.base import load
 from diorama.scene import Condition, Views
@@ -38,8 +39,8 @@ def test_one_step_lowers_the_loss_on_its_batch(config, rate):
 def test_the_model_is_asked_on_the_path_at_times_shifted_towards_noise(config):
     stage = DiT3DStage(config)
     asked, batch = [], stage.batch(0)
-    data, known, label = batch
-    assert label is None
+    data, known, label, log_scale = batch
+    assert label is None and log_scale is None
     stage.model.register_forward_pre_hook(lambda _, arguments: asked.extend(arguments))
     loss(stage, batch)
     noisy, t, given = asked
@@ -130,20 +131,20 @@ def of_images(dit3d_config):
 def test_single_images_are_learnt_by_class_from_their_pose(of_images):
     stage = DiT3DStage(replace(of_images, label_dropout=0.0, batch=400))
     assert stage.latents.known.shape == (4 * 3, 0, TOKENS, DIM) and stage.config.encoder_views == 1
-    kinds = [row["kind"] for row in stage.data.attributes]
-    assert stage.names == sorted(set(kinds)) and stage.model.config.classes == len(stage.names)
-    data, known, label = stage.batch(0)
+    kinds = [row["kind"] for row in WorldsCache(of_images.data).attributes]
+    assert stage.classes.names == sorted(set(kinds)) and stage.model.config.classes == len(stage.classes.names)
+    data, known, label, _ = stage.batch(0)
     pictures, poses = (stage.autoencoder.normalize(x.float()) for x in (stage.latents.data, stage.latents.blind))
     found = (data[:, None] == pictures).all((-1, -2)).int()
     assert (found.sum(1) == 1).all() and found.argmax(1).unique().numel() == 12
     assert torch.equal(known, poses[found.argmax(1)])
-    assert [stage.names[place] for place in label] == [kinds[row % 4] for row in found.argmax(1)]
+    assert [stage.classes.names[place] for place in label] == [kinds[row % 4] for row in found.argmax(1)]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_the_class_is_kept_from_the_model_at_times(of_images, share):
     stage = DiT3DStage(replace(of_images, label_dropout=share, batch=400))
-    assert float((stage.batch(0).label == len(stage.names)).float().mean()) == pytest.approx(share, abs=0.08)
+    assert float((stage.batch(0).label == len(stage.classes.names)).float().mean()) == pytest.approx(share, abs=0.08)
 
 
 def test_one_step_on_single_images_lowers_the_loss_and_the_class_matters(of_images):
@@ -157,20 +158,22 @@ def test_one_step_on_single_images_lowers_the_loss_and_the_class_matters(of_imag
         trainer.train_step()
     changed = (stage.model.label.weight != table).any(1)
     assert changed[batch.label].all() and not changed[-1]
-    data, known, label = batch
-    null = torch.full_like(label, len(stage.names))
+    data, known, label, _ = batch
+    null = torch.full_like(label, len(stage.classes.names))
     one, other = (stage.model(data, torch.full((8,), 0.5), known, label=x).velocity for x in (label, null))
     assert (one - other).abs().max() > 1e-5
 
 
 def test_scenes_without_the_attribute_have_no_class(of_images):
     stage = DiT3DStage(replace(of_images, label="wall", label_dropout=0.0, batch=100))
-    walls = [row.get("wall") for row in stage.data.attributes]
-    assert None in walls and stage.names == sorted({wall for wall in walls if wall})
-    data, _, label = stage.batch(0)
+    walls = [row.get("wall") for row in WorldsCache(of_images.data).attributes]
+    assert None in walls and stage.classes.names == sorted({wall for wall in walls if wall})
+    data, _, label, _ = stage.batch(0)
     pictures = stage.autoencoder.normalize(stage.latents.data.float())
     rows = (data[:, None] == pictures).all((-1, -2)).int().argmax(1)
-    assert [None if x == len(stage.names) else stage.names[x] for x in label] == [walls[row % 4] for row in rows]
+    assert [None if x == len(stage.classes.names) else stage.classes.names[x] for x in label] == [
+        walls[row % 4] for row in rows
+    ]
 
 
 @torch.no_grad()
@@ -184,7 +187,7 @@ def test_the_second_stage_begins_with_the_weights_of_the_first_but_its_classes(o
     first = Trainer(DiT3DStage(of_images), of_images)
     first.train()
     folder = of_images.out / "model"
-    assert json.loads((folder / "classes.json").read_text()) == first.stage.names
+    assert json.loads((folder / "classes.json").read_text()) == first.stage.classes.names
     pipeline = load(folder, "cpu")
     pipeline.set_progress_bar_config(disable=True)
     scenes = pipeline.generate([Condition(label=0), Condition(label=1)], path(1, SIDE, SIDE), steps=2)
@@ -218,3 +221,82 @@ def test_a_start_that_does_not_fit_is_refused_in_one_line(dit3d_config, of_image
 def test_an_attribute_that_no_scene_has_is_refused(of_images, label):
     with pytest.raises(ValueError, match=rf"^[^\n]*train: no scene has a --label {label}; accepted are .*kind[^\n]*$"):
         DiT3DStage(replace(of_images, label=label))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_scale_is_told_at_times_and_belongs_to_its_sample(config, share):
+    stage = DiT3DStage(replace(config, scale_token=True, scale_dropout=share, batch=400))
+    data, _, _, log_scale = stage.batch(0)
+    rows = (data[:, None] == stage.autoencoder.normalize(stage.latents.data.float())).all((-1, -2)).int().argmax(1)
+    told = log_scale.isfinite()
+    assert stage.latents.log_scale.isfinite().all() and stage.latents.log_scale.unique().numel() > 6
+    assert float((~told).float().mean()) == pytest.approx(share, abs=0.08)
+    assert torch.equal(log_scale[told], stage.latents.log_scale[rows][told])
+    plain = DiT3DStage(replace(config, batch=400, out=config.out.parent / "plain")).batch(0)
+    assert torch.equal(plain.data, data)
+
+
+def test_a_scale_is_learnt_from_the_first_step_that_could_on(config):
+    stage = DiT3DStage(replace(config, scale_token=True, scale_dropout=0.0, learning_rate=1e-2))
+    batch, trainer = stage.batch(0), Trainer(stage, stage.config)
+    before = loss(stage, batch)
+    for _ in range(4):
+        trainer.train_step()
+    assert loss(stage, batch) < before and stage.model.scale_embed.map.weight.abs().max() > 1e-3
+    data, known, _, log_scale = batch
+    t = torch.full((8,), 0.5)
+    one, other = (stage.model(data, t, known, log_scale=x).velocity for x in (log_scale, log_scale + 1))
+    assert (one - other).abs().max() > 1e-6
+
+
+@torch.no_grad()
+def test_weights_without_a_scale_begin_a_run_with_one_and_say_the_same(config, tmp_path):
+    dit3d(seed=3).save_pretrained(tmp_path / "old")
+    dit3d(seed=3, scale=True).save_pretrained(tmp_path / "scaled")
+    stage = DiT3DStage(replace(config, scale_token=True, scale_dropout=0.0, start=tmp_path / "old"))
+    data, known, _, log_scale = stage.batch(0)
+    t = torch.full((8,), 0.3)
+    expected = dit3d(seed=3)(data, t, known).velocity
+    assert torch.equal(stage.model(data, t, known, log_scale=log_scale).velocity, expected)
+    with pytest.raises(ValueError, match=r"^--start: .*\(scale was True, is False\); [^\n]*$"):
+        DiT3DStage(replace(config, start=tmp_path / "scaled"))
+
+
+def test_the_velocitys_direction_counts_as_much_as_is_said(config):
+    stage = DiT3DStage(replace(config, cosine_weight=0.5))
+    ((_, found),) = stage.phases(stage.batch(0), step_generator(0, 0, 1))
+    before = {name: float(value.detach()) for name, value in found.items()}
+    assert before.keys() == {"velocity", "direction"}
+    assert before["direction"] == pytest.approx(0.5)  # a new model's velocity is 0, which has no direction
+    Trainer(stage, stage.config).train_step()
+    ((_, found),) = stage.phases(stage.batch(0), step_generator(0, 0, 1))
+    assert all(float(value.detach()) < before[name] for name, value in found.items())
+
+
+def test_times_may_be_logit_normal_before_their_shift(config):
+    stage, asked = DiT3DStage(replace(config, times="logit-normal")), []
+    stage.model.register_forward_pre_hook(lambda _, arguments: asked.extend(arguments))
+    loss(stage, stage.batch(0))
+    drawn = 1 / (1 + (-torch.randn(8, generator=step_generator(0, 0, 1))).exp())
+    shift = (TOKENS * DIM / 4096) ** 0.5
+    torch.testing.assert_close(asked[1], shift * drawn / (1 + (shift - 1) * drawn))
+
+
+def test_statistics_are_the_runs_own_or_those_it_starts_from(config, of_images, tmp_path):
+    first = DiT3DStage(of_images)
+    first.save(tmp_path / "first")
+    told = dict(start=tmp_path / "first", out=tmp_path / "second")
+    own = DiT3DStage(replace(config, **told)).autoencoder
+    kept = DiT3DStage(replace(config, **told, statistics="start")).autoencoder
+    for name in ("latent_mean", "latent_std"):
+        assert torch.equal(getattr(kept, name), getattr(first.autoencoder, name))
+        assert (getattr(own, name) - getattr(kept, name)).abs().max() > 1e-2
+    rae3d(1).save_pretrained(tmp_path / "other")
+    unlike = replace(config, **told | {"out": tmp_path / "third"}, statistics="start", autoencoder=tmp_path / "other")
+    with pytest.raises(ValueError, match=r"^[^\n]*first.autoencoder: another autoencoder than --autoencoder; [^\n]*$"):
+        DiT3DStage(unlike)
+    for start in (None, tmp_path / "first/denoiser"):
+        with pytest.raises(
+            ValueError, match=r"^--statistics start with --start [^\n]* accepted is a pipeline's folder"
+        ):
+            DiT3DStage(replace(config, statistics="start", start=start))

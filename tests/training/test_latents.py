@@ -3,13 +3,14 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.miniature import rae3d
+from tests.miniature import images, path, rae3d
 from tests.training.conftest import SIDE
 
 from diorama.data.cache import WorldsCache, write_cache
+from diorama.scene import Views
 from diorama.training import latents as module
 from diorama.training.dit3d import DiT3DStage
-from diorama.training.latents import Latents, known_places
+from diorama.training.latents import Latents, known_places, log_scales
 
 
 @pytest.fixture
@@ -108,3 +109,29 @@ def testknown_places():
     one = places[count == 1].float().mean(0)
     assert float(one[0]) == pytest.approx(0.5 + 0.5 / 6, abs=0.06)  # half of the time by rule, else by chance
     assert (one[1:] - (1 - one[0]) / 5).abs().max() < 0.04
+
+
+def test_the_scale_is_the_farthest_camera_in_median_depths_of_the_first_view():
+    cameras = path(3, 8, 8, batch=(2,))
+    depth = 2 + torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    valid = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)) < 0.7
+    points = cameras.unproject(depth.where(valid, 1e4))  # the sky is far, and does not count
+    views = Views(images(3, 8, 8, batch=(2,)), cameras, points, valid.float())
+    expected = []
+    for row in range(2):
+        centers = cameras.centers[row]
+        expected.append((centers - centers[0]).norm(dim=-1).max() / depth[row, 0][valid[row, 0]].median())
+    torch.testing.assert_close(log_scales(views), torch.stack(expected).log(), atol=1e-4, rtol=1e-4)
+    assert log_scales(replace(views, points=None)).isnan().all()
+    assert log_scales(replace(views, confidence=torch.zeros(2, 3, 8, 8))).isnan().all()
+    assert log_scales(views[[0, 0]]).isnan().all()
+
+
+def test_latents_without_scales_are_made_again_where_these_are_wanted(config, monkeypatch):
+    plain = DiT3DStage(config).latents
+    assert plain.log_scale is None
+    assert remade(replace(config, scale_token=True), monkeypatch) > 0
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "encode_views", None)  # both kinds of run read that file
+        told, untold = DiT3DStage(replace(config, scale_token=True)).latents, DiT3DStage(config).latents
+    assert told.log_scale.shape == (12,) and torch.equal(untold.data, plain.data)

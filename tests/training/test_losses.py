@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from diorama.training.losses import gradient_loss, point_loss, velocity_loss
+from diorama.training.losses import direction_loss, gradient_loss, point_loss, velocity_loss
 
 
 def normal(*shape, seed=0):
@@ -79,3 +79,14 @@ def test_velocity_points_from_data_to_noise():
     data, noise = normal(2, 4, 3), normal(2, 4, 3, seed=1)
     assert velocity_loss(noise - data, data, noise) == 0
     torch.testing.assert_close(velocity_loss(data - noise, data, noise), 4 * (noise - data).square().mean())
+
+
+def test_the_direction_loss_is_one_minus_the_cosine_whatever_the_length():
+    data, noise = normal(2, 5, 8), normal(2, 5, 8, seed=1)
+    right = noise - data
+    assert float(direction_loss(right, data, noise)) == pytest.approx(0, abs=1e-6)
+    assert float(direction_loss(0.1 * right, data, noise)) == pytest.approx(0, abs=1e-6)
+    assert float(direction_loss(-right, data, noise)) == pytest.approx(2, abs=1e-6)
+    length = torch.tensor([3.0, 4.0] + [0.0] * 6)
+    one = torch.tensor([1.0] + [0.0] * 7)
+    assert float(direction_loss(one[None], -length[None], 0 * one[None])) == pytest.approx(1 - 0.6)

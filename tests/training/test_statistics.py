@@ -63,6 +63,7 @@ def _process(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.timeout(300)
 def test_two_processes_find_what_one_does(tmp_path):
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_process, args=(rank, str(tmp_path))) for rank in (0, 1)]

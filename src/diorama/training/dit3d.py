@@ -1,10 +1,11 @@
 """Stages 1 and 2: the denoiser DiT3D on latents of a frozen RAE3D, of single images by class, then of many views."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -12,6 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diorama.data.cache import WorldsCache
+from diorama.data.loading import HeldOut
+from diorama.data.open import open_scenes
+from diorama.data.sources import is_worlds
 from diorama.evaluation.metrics import gradient_energy, psnr
 from diorama.flow import dimension_shift, interpolate, shifted
 from diorama.geometry.cameras import Cameras
@@ -21,19 +25,18 @@ from diorama.models.rae3d import RAE3D
 from diorama.pipelines.base import pick_device
 from diorama.pipelines.tokens import TokenPipeline
 from diorama.scene import Condition
-from diorama.training.latents import Latents, class_names, class_of_scenes
-from diorama.training.losses import velocity_loss
-from diorama.training.trainer import WHOLE, Run, Share, matrix_optimizers, step_generator
+from diorama.training.data import Data
+from diorama.training.latents import Classes, Latents, encoded
+from diorama.training.losses import direction_loss, velocity_loss
+from diorama.training.online import Online, Sample
+from diorama.training.statistics import Statistics
+from diorama.training.trainer import WHOLE, Share, matrix_optimizers, step_generator
 
 
 @dataclass(frozen=True)
-class Config(Run):
+class Config(Data):
     """Training of DiT3D; the defaults are the paper's where it gives them."""
 
-    data: Path = field(kw_only=True)
-    """Pre-rendered Worlds of the train split (`diorama data worlds`)."""
-    validation: Path = field(kw_only=True)
-    """Pre-rendered Worlds of the validation split."""
     autoencoder: Path = field(kw_only=True)
     """Folder of a trained RAE3D."""
     size: str = "XL"
@@ -43,17 +46,36 @@ class Config(Run):
     single_images: bool = False
     """First stage of the curriculum: learn single images by class. What is known of each is its pose."""
     label: str = "kind"
-    """Attribute of worlds that tells a single image's class."""
+    """Attribute of worlds that tells a single image's class; of photos (ImageNet) the folder does."""
     label_dropout: float = 0.1
     """Share of single images whose class is kept from the model, which is what guidance compares with."""
     steps: int = 80_000
     ema: float = 0.9995
     muon_rate: float = 0.0
     """Peak rate of Muon for the blocks' matrices; 0 leaves everything to AdamW."""
+    statistics: Literal["own", "start"] = "own"
+    """Whose latents have unit variance for the denoiser: this run's own, or those of the pipeline that --start names
+    (the paper: its single images', throughout)."""
+    statistics_batches: int = 256
+    """With --online, batches that the run's own statistics are taken of before the first step."""
+    online: bool = False
+    """Encode samples at every step, not all before the first: for all data but one folder of worlds, and --dynamic."""
+    window: int = 0
+    """With --online, take a sample's views from so many neighbouring ones of its capture; 0: all."""
+    scale_token: bool = False
+    """Tell the model how far the farthest camera is, in median depths of the first view (not in the paper)."""
+    scale_dropout: float = 0.5
+    """Share of samples of which it is not told."""
+    times: Literal["uniform", "logit-normal"] = "uniform"
+    """How times are drawn before they are shifted towards noise (the paper: uniform; RAE: logit-normal)."""
+    cosine_weight: float = 0.0
+    """Weight of the velocity's direction beside its squared error (LightningDiT: 1)."""
     encoder_views: int = 16
     """Views of each sample."""
     visible: tuple[int, ...] = (2, 3, 4, 5, 6)
     """Numbers of views that may be known; one is drawn for each condition (the paper hides 60 to 90 percent of 16)."""
+    hidden: tuple[float, float] = (0.6, 0.9)
+    """With --dynamic, range of the share of views that are not known, in place of --visible."""
     blind_probability: float = 0.1
     """Share of samples with nothing known, which is what guidance compares with."""
     samples: int = 1
@@ -72,6 +94,7 @@ class Batch(NamedTuple):
     data: Float[Tensor, "batch token dim"]
     known: Float[Tensor, "batch token dim"]
     label: Int[Tensor, " batch"] | None = None  # None where there are no classes
+    log_scale: Float[Tensor, " batch"] | None = None  # None for a model without scale, NaN where it is not told
 
 
 class DiT3DStage:
@@ -83,58 +106,126 @@ class DiT3DStage:
         self.config = config
         check_weights(RAE3D, config.autoencoder)
         found = started(config.start) if config.start else None
+        if config.statistics == "start" and not (config.start and (config.start / "autoencoder").is_dir()):
+            raise ValueError(f"--statistics start with --start {config.start}: accepted is a pipeline's folder there")
         device = pick_device(config.device)  # frozen, so that the loop, which moves what it trains, leaves it alone
         self.autoencoder = RAE3D.from_pretrained(config.autoencoder).eval().requires_grad_(False)
         self.autoencoder.load_encoder()  # here, so that one that is missing is said before any work
         nn.Module.to(self.autoencoder, device)
-        self.data, self.held_out = WorldsCache(config.data), WorldsCache(config.validation)
-        for folder, cache in ((config.data, self.data), (config.validation, self.held_out)):
-            if not (2 <= config.encoder_views <= cache.views or config.single_images):
-                odd = f"encoder_views of {config.encoder_views} with scenes of {cache.views} views"
-                raise ValueError(f"{folder}: {odd}; accepted are 2 to {cache.views}")
-        self.names = class_names(self.data, config.label) if config.single_images else []
-        if config.single_images and not self.names:
-            known = sorted({name for row in self.data.attributes for name in row if isinstance(row[name], str)})
-            raise ValueError(f"{config.data}: no scene has a --label {config.label}; accepted are {', '.join(known)}")
-        self.latents = Latents.encoded(config.out / "latents.safetensors", self.autoencoder, self.data, config)
-        values = self.latents.data.float()
-        self.autoencoder.latent_mean.copy_(values.mean(0))
-        std = values.std(0) if len(values) > 1 else torch.ones_like(values[0])  # one sample has no deviation
-        self.autoencoder.latent_std.copy_(std.clamp(min=1e-3))
-        tokens, channels = values.shape[1:]
+        self.folders = config.data if isinstance(config.data, tuple) else (config.data,)
+        self.held_out = self._open()
+        self.classes = Classes(self.folders, config.label) if config.single_images else None
+        self.latents = self.online = None
+        self._known_statistics = config.statistics == "start"
+        if config.online:
+            self.online = Online(config, self.autoencoder, self.classes)
+            self._known_statistics |= self.online.kept(self.autoencoder, self.statistics_file)
+        else:
+            self.latents = self._encode()
+        if config.statistics == "start":
+            keep_statistics(self.autoencoder, config.start)  # type: ignore[arg-type]
+        tokens, channels = self.autoencoder.latent_mean.shape
         self.shift = dimension_shift(tokens, channels)
         torch.manual_seed(config.seed)
-        self.model = DiT3D(tokens=tokens, channels=channels, classes=len(self.names), **SIZES[config.size])
+        classes = 0 if self.classes is None else len(self.classes.names)
+        told = {"classes": classes, "scale": config.scale_token}
+        self.model = DiT3D(tokens=tokens, channels=channels, **told, **SIZES[config.size])
         if found is not None:
             begin(self.model, found)
         self.modules: dict[str, nn.Module] = {"dit3d": self.model}
         self.optimizers = {"velocity": matrix_optimizers(self.model, config, config.muon_rate)}
 
-    def batch(self, step: int, share: Share = WHOLE) -> Batch:
-        """Normalised latents of random samples, of one of their conditions each, and their classes."""
-        config, generator = self.config, step_generator(self.config.seed, step, 0)
-        rows = torch.randint(len(self.latents.data), (config.batch,), generator=generator)
-        if config.single_images:
-            labels = class_of_scenes(self.data, config.label, self.names)[rows % len(self.data)]  # samples by scenes
+    @property
+    def statistics_file(self) -> Path:
+        """Where a run that encodes at every step keeps its statistics."""
+        return self.config.out / "statistics.safetensors"
+
+    def _open(self) -> WorldsCache | HeldOut:
+        """What is validated on; ValueError for data that cannot be used as the flags say."""
+        config, worlds = self.config, [is_worlds(folder) for folder in self.folders]
+        if not config.online and (len(worlds) > 1 or config.dynamic):
+            found = "--dynamic" if config.dynamic else f"{len(worlds)} of --data"
+            raise ValueError(f"{found}: samples of one folder of worlds alone are encoded once; accepted is --online")
+        if not (config.online or worlds[0] or not self.folders[0].is_dir()):
+            raise ValueError(f"{self.folders[0]}: no worlds, which alone are encoded once; accepted is --online")
+        if is_worlds(config.validation) or not config.online:
+            held_out: WorldsCache | HeldOut = WorldsCache(config.validation)
+        else:
+            views = max(2, config.encoder_views)
+            held_out = HeldOut(open_scenes(config.validation), *config.image_size, views=views)
+        caches = [(folder, WorldsCache(folder)) for folder in self.folders if not config.online or is_worlds(folder)]
+        for folder, cache in (*caches, (config.validation, held_out)):
+            if not (2 <= config.encoder_views <= cache.views or config.single_images):
+                odd = f"encoder_views of {config.encoder_views} with scenes of {cache.views} views"
+                raise ValueError(f"{folder}: {odd}; accepted are 2 to {cache.views}")
+        return held_out
+
+    def _encode(self) -> Latents:
+        """Latents of one folder of worlds, whose statistics the autoencoder is given."""
+        cache = WorldsCache(self.folders[0])
+        self._labels = None if self.classes is None else self.classes.of(f"world {seed}" for seed in cache.seeds)
+        latents = Latents.encoded(self.config.out / "latents.safetensors", self.autoencoder, cache, self.config)
+        own = Statistics(*latents.data.shape[1:])
+        for part in latents.data.split(64):
+            own.add(part)
+        self.autoencoder.latent_mean.copy_(own.mean)
+        self.autoencoder.latent_std.copy_(own.std)
+        return latents
+
+    def batch(self, step: int, share: Share = WHOLE) -> Batch | Sample:
+        """Normalised latents of random samples, of one of their conditions each, and their classes.
+
+        Samples that are encoded at every step come as views.
+        """
+        if self.online is not None:
+            return self.online.batch(step, share)
+        config, generator, latents = self.config, step_generator(self.config.seed, step, 0), self.latents
+        assert latents is not None
+        rows = torch.randint(len(latents.data), (config.batch,), generator=generator)
+        label = log_scale = None
+        if self.classes is not None and self._labels is not None:
+            labels = self._labels[rows % len(self._labels)]  # samples by scenes
             dropped = torch.rand(config.batch, generator=generator) < config.label_dropout
-            label = share(torch.where(dropped, len(self.names), labels))
+            label = share(labels.masked_fill(dropped, len(self.classes.names)))
             rows = share(rows)
-            known = self.latents.blind[rows]
+            known = latents.blind[rows]
         else:
             column = torch.randint(config.conditions, (config.batch,), generator=generator)
             blind = torch.rand(config.batch, 1, 1, generator=generator) < config.blind_probability
-            label, rows, column, blind = None, share(rows), share(column), share(blind)
-            known = torch.where(blind, self.latents.blind[rows], self.latents.known[rows, column])
-        latents = (self.latents.data[rows], known)
-        return Batch(*(self.autoencoder.normalize(x.float().to(self.autoencoder.device)) for x in latents), label)
+            rows, column, blind = share(rows), share(column), share(blind)
+            known = torch.where(blind, latents.blind[rows], latents.known[rows, column])
+        if latents.log_scale is not None:
+            dropped = share(torch.rand(config.batch, generator=generator) < config.scale_dropout)
+            log_scale = latents.log_scale[rows].masked_fill(dropped, math.nan)
+        both = (x.float().to(self.autoencoder.device) for x in (latents.data[rows], known))
+        return Batch(*map(self.autoencoder.normalize, both), label, log_scale)
 
-    def phases(self, batch: Batch, generator: torch.Generator) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """The one phase: the velocity at shifted uniform times."""
-        data, known, label = (x if x is None else x.to(self.model.device) for x in batch)
-        t = shifted(torch.rand(len(data), generator=generator), self.shift).to(data.device)
+    def _encoded(self, sample: Sample) -> Batch:
+        """A step's share, encoded and normalised; before the first step the statistics for that are found."""
+        assert self.online is not None
+        nn.Module.to(self.autoencoder, self.model.device)  # where the loop has put what is trained
+        if not self._known_statistics:
+            self.online.keep(self.autoencoder, self.statistics_file)
+            self._known_statistics = True
+        data, known = map(self.autoencoder.normalize, encoded(self.autoencoder, sample.draw))
+        return Batch(data, known, sample.label, sample.log_scale)
+
+    def phases(self, batch: Batch | Sample, generator: torch.Generator) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """The one phase: the velocity at times that are shifted towards noise."""
+        found = self._encoded(batch) if isinstance(batch, Sample) else batch
+        data, known, label, log_scale = (x if x is None else x.to(self.model.device) for x in found)
+        if self.config.times == "uniform":
+            t = torch.rand(len(data), generator=generator)
+        else:
+            t = torch.randn(len(data), generator=generator).sigmoid()
+        t = shifted(t, self.shift).to(data.device)
         noise = torch.randn(data.shape, generator=generator).to(data.device)
-        predicted = self.model(interpolate(data, noise, t), t, known, label=label).velocity
-        yield "velocity", {"velocity": velocity_loss(predicted.float(), data, noise)}
+        told = {"label": label, "log_scale": log_scale}
+        predicted = self.model(interpolate(data, noise, t), t, known, **told).velocity.float()
+        losses = {"velocity": velocity_loss(predicted, data, noise)}
+        if self.config.cosine_weight:
+            losses["direction"] = self.config.cosine_weight * direction_loss(predicted, data, noise)
+        yield "velocity", losses
 
     def pipeline(self) -> TokenPipeline:
         """The whole model as users get it."""
@@ -163,9 +254,7 @@ class DiT3DStage:
         paths: list[Cameras] = [item.cameras for item in items]  # type: ignore[misc]
         first, conditions = 1, [Condition(item[:1], (0,)) for item in items]
         if config.single_images:
-            labels = class_of_scenes(self.held_out, config.label, self.names).tolist()
-            first = 0
-            conditions = [Condition(label=None if x == len(self.names) else x) for x in labels[:count]]
+            first, conditions = 0, [Condition(label=label) for label in self._held_out_labels(count)]
         made = pipeline.generate(conditions, paths, steps=20)
         plain = pipeline.reconstruct([item[:1] for item in items], paths)
         self.model.train()
@@ -181,11 +270,20 @@ class DiT3DStage:
             rows.append(images[:8, middle])
         return values, torch.cat(list(torch.cat(rows, -2)), -1)
 
+    def _held_out_labels(self, count: int) -> list[int | None]:
+        """Classes of the first scenes validated on, where they have any."""
+        if self.classes is None or not isinstance(self.held_out, WorldsCache):
+            return [None] * count
+        words = (str(row.get(self.config.label)) for row in self.held_out.attributes[:count])
+        return [None if place == len(self.classes.names) else place for place in self.classes.places(words).tolist()]
+
     def save(self, folder: Path) -> None:
         """Write the pipeline: autoencoder with its statistics, denoiser and schedule; and the names of the classes."""
         self.pipeline().save_pretrained(folder)
-        if self.names:
-            (folder / "classes.json").write_text(json.dumps(self.names, indent=0) + "\n")
+        if self.classes is not None:
+            (folder / "classes.json").write_text(json.dumps(self.classes.names, indent=0) + "\n")
+        if self.online is not None:
+            self.online.batches.close()
 
 
 def started(folder: Path) -> DiT3D:
@@ -198,15 +296,31 @@ def started(folder: Path) -> DiT3D:
 def begin(model: DiT3D, found: DiT3D) -> None:
     """Give a new model the weights of a trained one, whose table of classes is dropped where the new one has none.
 
-    ValueError where anything else differs (3DDiT's second stage begins so).
+    A scale that only the new one is told begins saying nothing. ValueError where anything else differs.
     """
-    table = () if model.label is not None else ("classes",)
-    odd = [
-        f"{name} was {found.config.get(name)}, is {value}"
-        for name, value in dict(model.config).items()
-        if not name.startswith("_") and name not in table and found.config.get(name) != value
-    ]
+    old, new = (
+        {name: value for name, value in dict(x.config).items() if name[0] != "_"} | {"scale": x.scale_embed is not None}
+        for x in (found, model)
+    )
+    state = found.state_dict()
+    if model.label is None:
+        old["classes"] = 0
+        state.pop("label.weight", None)
+    if model.scale_embed is not None and found.scale_embed is None:
+        old["scale"] = True
+        state |= {name: value for name, value in model.state_dict().items() if name.startswith("scale_embed.")}
+    odd = [f"{name} was {old[name]}, is {value}" for name, value in new.items() if old[name] != value]
     if odd:
         raise ValueError(f"--start: a DiT3D of another shape ({', '.join(odd)}); accepted is one of the same")
-    dropped = {"label.weight"} if model.label is None else set()
-    model.load_state_dict({name: value for name, value in found.state_dict().items() if name not in dropped})
+    model.load_state_dict(state)
+
+
+def keep_statistics(model: RAE3D, pipeline: Path) -> None:
+    """Take over the latent statistics in a pipeline's folder; ValueError unless its autoencoder is this one."""
+    folder = pipeline / "autoencoder"
+    check_weights(RAE3D, folder)
+    found = RAE3D.from_pretrained(folder, torch_dtype=torch.float32)
+    if found.queries.shape != model.queries.shape or not torch.equal(found.queries, model.queries.cpu()):
+        raise ValueError(f"{folder}: another autoencoder than --autoencoder; accepted is the same, or --statistics own")
+    model.latent_mean.copy_(found.latent_mean)
+    model.latent_std.copy_(found.latent_std)

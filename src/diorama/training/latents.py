@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import math
 import os
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,21 +18,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diorama.data.cache import WorldsCache
+from diorama.data.sources import is_worlds
 from diorama.data.transforms import mirrored
 from diorama.models.rae3d import RAE3D
 from diorama.pipelines.tokens import encode_views
 from diorama.scene import Views
-from diorama.training.trainer import WHOLE, Share, step_generator
+from diorama.training.trainer import step_generator
 
 if TYPE_CHECKING:
     from diorama.training.dit3d import Config
+
+
+STILL = 1e-4  # of the first view's median depth: cameras nearer than this to the first stand where it does
 
 
 class Draw(NamedTuple):
     """Samples before they are encoded."""
 
     views: Views  # one row a sample
-    masks: Bool[Tensor, "encoding batch view"]  # which views show their image: all, some for each condition, none
+    masks: Bool[Tensor, "encoding batch view"]  # which views show their image: all first, then as each condition does
 
 
 def draw(
@@ -38,7 +44,6 @@ def draw(
     scenes: Int[Tensor, " batch"],
     config: "Config",
     generator: torch.Generator,
-    share: Share = WHOLE,
     *,
     turn: Int[Tensor, " batch"] | None = None,
 ) -> Draw:
@@ -59,8 +64,8 @@ def draw(
         ]
         masks += [known_places(row, config.encoder_views, generator) for row in known]
     masks += [torch.zeros(count, config.encoder_views, dtype=torch.bool)]
-    views = cache.batch(share(scenes), share(torch.where(keep, order.sort(1).values, order)))
-    return Draw(mirrored(views, share(mirror)), torch.stack([share(mask) for mask in masks]))
+    views = cache.batch(scenes, torch.where(keep, order.sort(1).values, order))
+    return Draw(mirrored(views, mirror), torch.stack(masks))
 
 
 def known_places(count: Int[Tensor, " batch"], views: int, generator: torch.Generator) -> Bool[Tensor, "batch view"]:
@@ -72,17 +77,30 @@ def known_places(count: Int[Tensor, " batch"], views: int, generator: torch.Gene
 
 @torch.no_grad()
 def encoded(model: RAE3D, sample: Draw) -> Float[Tensor, "encoding batch token dim"]:
-    """Latents of every encoding of the samples, on the model's device."""
+    """Latents of every encoding of the samples, on the model's device; their images are looked at once."""
     views = sample.views.to(model.device)
     cameras = views.cameras.normalized()[0]  # type: ignore[union-attr]
-    return torch.stack([encode_views(model, views, cameras, mask.to(model.device)) for mask in sample.masks])
+    looked = model.look(views.images.to(model.dtype))
+    return torch.stack([encode_views(model, views, cameras, mask.to(model.device), looked) for mask in sample.masks])
+
+
+def log_scales(views: Views) -> Float[Tensor, " batch"]:
+    """Logarithm of the farthest camera's distance from the first, in median depths of the first view.
+
+    NaN where that view has no depth, or where all cameras stand in one place.
+    """
+    first, extent = views[:1], views.cameras.extent.float()  # type: ignore[union-attr]
+    if first.depth is None or first.mask is None:
+        return torch.full_like(extent, math.nan)
+    depth = first.depth.where(first.mask, math.nan).flatten(1).nanmedian(1).values.float()
+    return (extent / depth).log().where(extent > STILL * depth, math.nan)
 
 
 class Latents:
     """Latents of every sample and of its conditions, encoded once and kept on disk."""
 
-    def __init__(self, data: Tensor, known: Tensor, blind: Tensor) -> None:
-        self.data, self.known, self.blind = data, known, blind
+    def __init__(self, data: Tensor, known: Tensor, blind: Tensor, log_scale: Tensor | None = None) -> None:
+        self.data, self.known, self.blind, self.log_scale = data, known, blind, log_scale
 
     @classmethod
     def encoded(cls, file: Path, model: RAE3D, cache: WorldsCache, config: "Config") -> "Latents":
@@ -91,8 +109,8 @@ class Latents:
         Raises ValueError if the file was made with other settings, another autoencoder or other data. One that does
         not say what it was made of is made again.
         """
-        made_of = _fingerprint(model, cache, config)
-        while not _made_of(file, made_of):
+        made_of = fingerprint(model, cache, config)
+        while not kept_of(file, made_of):
             if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0:
                 return cls._made(file, made_of, model, cache, config)
             time.sleep(0.1)
@@ -103,35 +121,46 @@ class Latents:
         cls, file: Path, made_of: dict[str, str], model: RAE3D, cache: WorldsCache, config: "Config"
     ) -> "Latents":
         parts: list[Tensor] = []
+        scales: list[Tensor] = []
         rows = torch.arange(len(cache) * config.samples)
         for number, part in enumerate(track(rows.split(16), description="encoding latents", transient=True)):
             generator, scenes, turn = step_generator(config.seed, number, 2), part % len(cache), part // len(cache)
             sample = draw(cache, scenes, config, generator, turn=turn)
+            scales.append(log_scales(sample.views))
             with torch.autocast(model.device.type, torch.bfloat16):
                 parts.append(encoded(model, sample).half().cpu())
         data, *known, blind = torch.cat(parts, 1)
         none = data.new_zeros(len(data), 0, *data.shape[1:])
         tensors = {"data": data.clone(), "known": torch.stack(known, 1) if known else none, "blind": blind.clone()}
+        if config.scale_token:
+            tensors["log_scale"] = torch.cat(scales)
         file.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, file.with_suffix(".part"), made_of)
         file.with_suffix(".part").replace(file)
         return cls(**tensors)
 
 
-def _fingerprint(model: RAE3D, cache: WorldsCache, config: "Config") -> dict[str, str]:
-    """Everything that latents depend on, by a name that a user knows."""
+def weights_of(model: RAE3D) -> str:
+    """A name for what an autoencoder encodes to."""
     architecture = {name: value for name, value in dict(model.config).items() if not name.startswith("_")}
     weights = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
     for name, parameter in sorted(model.named_parameters()):  # and no buffers: encoding does not use the statistics
         weights.update(name.encode() + parameter.detach().float().cpu().numpy().tobytes())
+    return weights.hexdigest()[:16]
+
+
+def fingerprint(model: RAE3D, cache: WorldsCache, config: "Config") -> dict[str, str]:
+    """Everything that latents depend on, by a name that a user knows."""
     names = ("version", "views", "height", "width", "samples", "seeds")
     data = hashlib.sha256(json.dumps([cache.meta[name] for name in names]).encode())
     settings = {name: asdict(config)[name] for name in ("seed", "encoder_views", "visible", "samples", "conditions")}
+    if config.scale_token:  # else nobody asks, and files made before there was one are still read
+        settings["scale_token"] = True
     found = {name: json.dumps(value) for name, value in settings.items()}
-    return found | {"autoencoder": weights.hexdigest()[:16], "data": data.hexdigest()[:16]}
+    return found | {"autoencoder": weights_of(model), "data": data.hexdigest()[:16]}
 
 
-def _made_of(file: Path, wanted: dict[str, str]) -> bool:
+def kept_of(file: Path, wanted: dict[str, str]) -> bool:
     """Whether the file is there and says what it was made of; ValueError if that is something else than wanted."""
     if not file.exists():
         return False
@@ -146,12 +175,32 @@ def _made_of(file: Path, wanted: dict[str, str]) -> bool:
     return found.keys() >= wanted.keys()
 
 
-def class_names(cache: WorldsCache, attribute: str) -> list[str]:
-    """The values that an attribute of worlds has, in alphabetical order."""
-    return sorted({str(row[attribute]) for row in cache.attributes if isinstance(row.get(attribute), str | int)})
+class Classes:
+    """Which class a single image is of: the value of an attribute of its world, or the name of its folder."""
 
+    def __init__(self, folders: Sequence[Path], attribute: str) -> None:
+        """ValueError where no image has a class."""
+        self._worlds: dict[str, str] = {}
+        names, told = set[str](), set[str]()
+        for folder in folders:
+            if not is_worlds(folder):
+                names |= {file.name for file in folder.iterdir() if file.is_dir()} if folder.is_dir() else set()
+                continue
+            cache = WorldsCache(folder)
+            for seed, row in zip(cache.seeds, cache.attributes, strict=True):
+                told |= {name for name in row if isinstance(row[name], str)}
+                if isinstance(row.get(attribute), str | int):
+                    self._worlds[f"world {seed}"] = str(row[attribute])
+        self.names = sorted(names | set(self._worlds.values()))
+        if not self.names:
+            found = f"{folders[0]}: no scene has a --label {attribute}"
+            raise ValueError(f"{found}; accepted are {', '.join(sorted(told)) or 'folders of photos'}")
+        self._places = {name: place for place, name in enumerate(self.names)}
 
-def class_of_scenes(cache: WorldsCache, attribute: str, names: list[str]) -> Int[Tensor, " scene"]:
-    """The place of each scene's class in `names`; one past the last for a scene of none of these."""
-    places = {name: place for place, name in enumerate(names)}
-    return torch.tensor([places.get(str(row.get(attribute)), len(names)) for row in cache.attributes])
+    def of(self, scenes: Iterable[str]) -> Int[Tensor, " scene"]:
+        """The place in `names` of each scene's class, by the scene's name; one past the last where there is none."""
+        return self.places(self._worlds.get(name, name.partition("/")[0]) for name in scenes)
+
+    def places(self, words: Iterable[str]) -> Int[Tensor, " word"]:
+        """The same for classes by their name."""
+        return torch.tensor([self._places.get(word, len(self.names)) for word in words])

@@ -78,6 +78,15 @@ def velocity_loss(
     return F.mse_loss(predicted, noise - data)
 
 
+def direction_loss(
+    predicted: Float[Tensor, "*batch channel"],
+    data: Float[Tensor, "*batch channel"],
+    noise: Float[Tensor, "*batch channel"],
+) -> Float[Tensor, ""]:
+    """One minus the cosine between each token's velocity and the path's (LightningDiT): 0 to 2."""
+    return 1 - F.cosine_similarity(predicted, noise - data, dim=-1).mean()
+
+
 def log_depth_loss(
     predicted: Float[Tensor, "*batch height width"],
     true: Float[Tensor, "*batch height width"],
