@@ -4,9 +4,10 @@
     python benchmarks/ablations.py --budget-minutes 10 --jobs 2        # two arms at a time, one thread each
 
 Every arm gets the same minutes of its process's own time (on a GPU, of the clock): a few steps are timed first, which
-fixes the number of steps in the arm's `plan.json`. Arms marked "equal steps" take another arm's number. A run that was
-stopped continues. Scores are over 64 test worlds of 12 views at 64x64 that no arm was trained on; intervals are 95 % of
-a bootstrap that draws scenes, paired between arms. `arms.py` says what is trained, `claims.py` what is compared.
+fixes the number of steps in the arm's `plan.json`. Denoisers and the mutual decoder take the number of steps of the arm
+that they are compared with instead (`steps_of`). A run that was stopped continues. Scores are over 64 test worlds of 12
+views at 64x64 that no arm was trained on; intervals are 95 % of a bootstrap that draws scenes, paired between arms.
+`arms.py` says what is trained, `claims.py` what is compared.
 """
 
 import json

@@ -25,7 +25,7 @@ AUTOENCODER: dict[str, Any] = dict(
     ray_products=True,
 )  # fmt: skip
 DENOISER: dict[str, Any] = dict(dim=128, layers=4, heads=2, head_dim=192, head_layers=2, head_heads=3)
-LARGER: dict[str, Any] = dict(dim=256, layers=8, heads=4, head_dim=384, head_layers=2, head_heads=6)
+LARGER: dict[str, Any] = dict(dim=192, layers=6, heads=3, head_dim=256, head_layers=2, head_heads=4)
 
 SHARED: dict[str, Any] = dict(
     size="ablation", learning_rate=1e-3, muon_rate=2e-3, warmup=40, final_rate=0.02, ema=0.995, log_every=50,
@@ -50,8 +50,8 @@ class Arm:
     run: dict[str, Any] = field(default_factory=dict)
     start: str | None = None  # arm whose weights it begins from
     autoencoder: str | None = None  # arm whose latents it denoises
-    steps_of: str | None = None  # arm whose number of steps it takes
-    share: float = 1.0  # of the budget
+    steps_of: str | None = None  # arm whose steps it takes, where minutes would say more of the machine than of the arm
+    share: float = 1.0  # of the budget, or of those steps
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -73,7 +73,7 @@ ARMS: dict[str, Arm] = {
     "mutual": Arm("mutual decoder", "rae3d", AUTOENCODER, {"attention": "mutual"}, steps_of="base"),
     "noiseless": Arm("latents decoded without noise", "rae3d", AUTOENCODER, {"noise": 0.0}),
     "dit3d": Arm("small denoiser", "dit3d", DENOISER, autoencoder="base"),
-    "larger": Arm("larger denoiser", "dit3d", LARGER, autoencoder="base"),
+    "larger": Arm("larger denoiser", "dit3d", LARGER, autoencoder="base", steps_of="dit3d"),
     "plain": Arm("base, trained on", "rae3d", AUTOENCODER, start="base", share=0.5),
     "adversarial": Arm(
         "base, trained on with the adversarial loss", "rae3d", AUTOENCODER,
@@ -82,10 +82,14 @@ ARMS: dict[str, Arm] = {
     ),
     "images": Arm(
         "small denoiser of single images by class", "dit3d", DENOISER,
-        {"single_images": True, "label": "kind", "samples": 4}, autoencoder="base", share=0.5,
+        {"single_images": True, "label": "kind", "samples": 4}, autoencoder="base", steps_of="dit3d", share=0.5,
     ),
-    "pretrained": Arm("the same, then of scenes", "dit3d", DENOISER, start="images", autoencoder="base", share=0.5),
-    "dit3d-noiseless": Arm("small denoiser, latents of noiseless", "dit3d", DENOISER, autoencoder="noiseless"),
+    "pretrained": Arm(
+        "the same, then of scenes", "dit3d", DENOISER, start="images", autoencoder="base", steps_of="dit3d", share=0.5
+    ),
+    "dit3d-noiseless": Arm(
+        "small denoiser, latents of noiseless", "dit3d", DENOISER, autoencoder="noiseless", steps_of="dit3d"
+    ),
 }  # fmt: skip
 
 
@@ -131,9 +135,10 @@ def trained(name: str, out: Path, train: Path, validation: Path, budget: Budget)
             folder.mkdir(parents=True, exist_ok=True)
             if not plan.exists():
                 seconds = timed(arm, out, folder, train, validation, budget.device)
-                steps = max(TIMED, round(60 * budget.minutes * arm.share / seconds))
+                whole = 60 * budget.minutes / seconds
                 if arm.steps_of:
-                    steps = json.loads((out / arm.steps_of / "plan.json").read_text())["steps"]
+                    whole = json.loads((out / arm.steps_of / "plan.json").read_text())["steps"]
+                steps = max(TIMED, round(whole * arm.share))
                 plan.write_text(json.dumps({"steps": steps, "seconds": round(seconds, 4), "what": arm.what}))
             steps = json.loads(plan.read_text())["steps"]
             stage, run = built(arm, out, folder, train, validation, budget.device, steps)
