@@ -142,7 +142,8 @@ def test_caches_with_nothing_to_predict_are_refused_in_one_line(config, tmp_path
         (dict(known_views=(2, VIEWS)), rf"train: {VIEWS} known views of {VIEWS} leave none to predict; accepted are f"),
         (dict(known_views=(2, 3), window=3), r"train: 3 known views of 3 leave none to predict; accepted are fewer"),
         (dict(validation=single), r"single: found 1 view a scene; accepted are 2 or more"),
-        (dict(size="base-256"), rf"train: images of {SIDE}x{SIDE}; accepted are multiples of 14 "),
+        (dict(size="base-256"), rf"validation: images of {SIDE}x{SIDE}; accepted are multiples of 14 "),
+        (dict(data=(config.data, config.data)), r"--image-size: images of 252x252; accepted are multiples of 8 "),
     ):
         with pytest.raises(ValueError, match=rf"^[^\n]*{message}[^\n]*$"):
             RAE3DStage(replace(config, **changes))
@@ -339,7 +340,7 @@ def captures(config, tmp_path):
 def test_captures_and_worlds_train_together_at_the_papers_shapes(config, captures):
     """Sizes, views and scenes of every step are others, on data with depth and without, and resuming is exact."""
     config = replace(
-        config, data=(config.data, captures), weights=("1", "2"), validation=captures, image_size=(24, 16),
+        config, data=(config.data, captures), weights=("1", "2"),
         dynamic=True, token_budget=160, pixels=(200, 800), sample_views=(4, 6), mirror=True,
         log_every=1, validate_every=4,
     )  # fmt: skip
@@ -358,10 +359,12 @@ def test_captures_and_worlds_train_together_at_the_papers_shapes(config, capture
 def test_what_was_skipped_stands_in_the_log_and_at_the_end(config, captures, caplog):
     for view in (2, 3):
         (captures / f"1/images/{view}.png").write_bytes(b"no photo")
-    config = replace(config, data=captures, known_views=(2,), image_size=(16, 16), log_every=1, validate_every=2)
+    both = {"data": captures, "validation": captures}
+    config = replace(config, **both, known_views=(2,), image_size=(24, 16), log_every=1, validate_every=2)
     with caplog.at_level("WARNING"):
         Trainer(RAE3DStage(config), config).train()
-    assert '"validation_bad_frames": 2.0' in (config.out / "log.jsonl").read_text()
+    log = (config.out / "log.jsonl").read_text()
+    assert '"validation_bad_frames": 2.0' in log and "validation_psnr_2" in log and "NaN" not in log
     assert f"{captures}: skipped 2 bad frames" in [record.getMessage() for record in caplog.records]
 
 

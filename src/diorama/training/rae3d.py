@@ -264,11 +264,12 @@ def _check_views(config: Config, batches: Batches, held_out: WorldsCache | HeldO
             raise ValueError(f"{found} leave none to predict; accepted are fewer")
     if held_out.views < 2:
         raise ValueError(f"{config.validation}: found {held_out.views} view a scene; accepted are 2 or more")
-    patch, shown = SIZES[config.size]["patch"], batches.cache if isinstance(batches, WorldsBatches) else None
-    for name, height, width in (
-        (config.data, *((shown.height, shown.width) if shown else config.image_size)),
-        (config.validation, held_out.height, held_out.width),
-    ):
+    patch, sizes = SIZES[config.size]["patch"], {str(config.validation): (held_out.height, held_out.width)}
+    if isinstance(batches, WorldsBatches):
+        sizes[str(config.data)] = (batches.cache.height, batches.cache.width)
+    elif not config.dynamic:
+        sizes["--image-size"] = config.image_size
+    for name, (height, width) in sizes.items():
         if height % patch or width % patch:
             found = f"{name}: images of {height}x{width}"
             raise ValueError(f"{found}; accepted are multiples of {patch} (--image-size, for captures)")
