@@ -172,7 +172,7 @@ def measured(page: Page, viewer: Viewer, config: Config, side: int) -> dict[str,
     mouse("mouseReleased")
     return {
         "pictures_per_second": len(moving) / seconds,
-        "plain_share": sum(level > 0 for level in levels) / max(1, len(levels)),
+        "native_share": sum(LEVELS[level].density >= 1 for level in levels) / max(1, len(levels)),
         "decoding_ms": statistics.median(costs),
         "age_ms": statistics.median(ages),
         "move_to_picture_ms": statistics.median(waits),
@@ -184,11 +184,11 @@ def alone(viewer: Viewer) -> dict[str, float]:
     """Milliseconds of processor time that a picture of each level takes by itself, whatever else the machine does."""
     decoder, pose, found = viewer.stage.decoder, viewer.stage.poses[1], {}
     assert decoder is not None
-    for name, level in zip(("coarse", "plain", "blended"), LEVELS, strict=True):
+    for name, level in zip(("coarse", "swift", "plain", "blended"), LEVELS, strict=True):
         cameras, times = decoder.cameras(pose, level), []
         for _ in range(6):
             began = time.thread_time()
-            decoder.picture(cameras, level.shifts)
+            decoder.picture(cameras, level)
             times.append(1000 * (time.thread_time() - began))
         found[f"{name}_processor_ms"] = statistics.median(times[1:])
     return found

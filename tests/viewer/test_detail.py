@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diorama.viewer.detail import LEVELS, Level, Pace, Size, size_at, work_of
+from diorama.viewer.detail import BLENDED, LEVELS, PLAIN, SEARCH, SWIFT, Pace, Size, size_at, work_of
 
 
 def test_the_scenes_own_camera_gives_the_scenes_own_size():
@@ -26,14 +26,18 @@ def test_sizes_are_whole_patches_and_no_more_than_allowed(fov, aspect, focal, pa
 
 
 def test_work_counts_what_is_decoded():
-    assert work_of(Size(16, 24), Level(1.0, 1), 8) == 16 * 24
-    assert work_of(Size(16, 24), Level(1.0, 2), 8) == 4 * 24 * 32
+    size = Size(16, 24)
+    assert work_of(size, PLAIN, 8, False) == work_of(size, SWIFT, 8, True) == 16 * 24
+    assert work_of(size, PLAIN, 8, True) == (1 + SEARCH) * 16 * 24
+    assert work_of(size, BLENDED, 8, False) == 4 * 24 * 32
 
 
 def test_the_pace_chooses_what_fits_into_the_time():
-    pace, works = Pace(), dict(zip(LEVELS, (100, 400, 2000), strict=True))
+    pace, works = Pace(), dict(zip(LEVELS, (100, 400, 1000, 2000), strict=True))
     assert pace.level(works, 0.1) == LEVELS[-1], "nothing is known yet"
     pace.learn(400, 0.04)
-    assert [pace.level(works, seconds) for seconds in (0.001, 0.011, 0.1, 0.3)] == [LEVELS[i] for i in (0, 0, 1, 2)]
+    assert [pace.level(works, seconds) for seconds in (0.001, 0.011, 0.05, 0.1, 0.3)] == [
+        LEVELS[i] for i in (0, 0, 1, 2, 3)
+    ]
     pace.learn(400, 0.2)
     assert pace.seconds == pytest.approx(0.5 * (0.04 + 0.2) / 400)

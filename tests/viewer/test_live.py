@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diorama.pipelines.decoding import in_frames
-from diorama.viewer.detail import LEVELS
+from diorama.viewer.detail import BLENDED, COARSE, LEVELS, PLAIN, SWIFT
 from diorama.viewer.live import LiveDecoder, LiveView, Picture
 from diorama.viewer.poses import pose_of
 
@@ -27,6 +27,8 @@ def test_the_memory_matters(pipeline, forgetful, scene):
     camera = scene.views.cameras[2]
     with_it, without = (LiveDecoder(model, scene).picture(camera).image for model in (pipeline, forgetful))
     assert (with_it - without).abs().max() > 1e-3
+    swift = LiveDecoder(pipeline, scene).picture(camera, SWIFT)
+    assert torch.equal(swift.image, without), "while the camera moves nothing is looked up"
 
 
 def test_blended_pictures_are_weighted_means_of_shifted_ones(forgetful, scene):
@@ -40,7 +42,7 @@ def test_blended_pictures_are_weighted_means_of_shifted_ones(forgetful, scene):
             weight = torch.outer(inside, inside).float()
             total += (one * weight)[:, row : row + 32, column : column + 32]
             share += weight[row : row + 32, column : column + 32]
-    blended = decoder.picture(camera, 2)
+    blended = decoder.picture(camera, BLENDED)
     assert torch.allclose(blended.image, (total / share).clamp(0, 1), atol=1e-5)
     assert blended.depth.shape == (32, 32)
 
@@ -50,19 +52,19 @@ def test_a_picture_that_nobody_wants_any_more_is_given_up(forgetful, scene):
     decode, shapes = decoder.autoencoder.decode, []
     decoder.autoencoder.decode = lambda cache, rays: shapes.append(rays.shape) or decode(cache, rays)
     try:
-        assert decoder.picture(camera, 2, lambda: asked.append(0) or len(asked) < 3) is None
+        assert decoder.picture(camera, BLENDED, lambda: asked.append(0) or len(asked) < 3) is None
     finally:
         del decoder.autoencoder.decode
     assert [shape[1] for shape in shapes] == [1, 1], "two of four were drawn, each alone"
-    assert decoder.picture(camera, 2) is not None, "and the next one is not kept waiting"
+    assert decoder.picture(camera, BLENDED) is not None, "and the next one is not kept waiting"
 
 
 def test_who_moves_on_does_not_wait_for_the_fine_picture(slow, scene):
     """At rest the decoder is told to stop as soon as a new pose is there."""
     shown, begun = [], threading.Event()
 
-    def picture(cameras, shifts=1, wanted=None):
-        if shifts > 1:
+    def picture(cameras, level, wanted=None):
+        if level == BLENDED:
             begun.set()
             while wanted():
                 threading.Event().wait(0.01)
@@ -85,10 +87,10 @@ def test_who_moves_on_does_not_wait_for_the_fine_picture(slow, scene):
 
 def test_the_camera_of_a_window_of_the_views_own_shape_is_the_views_own(pipeline, scene):
     camera = scene.views.cameras[1]
-    mine = LiveDecoder(pipeline, scene).cameras(pose_of(camera), LEVELS[1])
+    mine = LiveDecoder(pipeline, scene).cameras(pose_of(camera), PLAIN)
     assert (mine.height, mine.width) == (32, 32)
     assert torch.allclose(mine.intrinsics.float(), camera.intrinsics, rtol=1e-5)
-    wide = LiveDecoder(pipeline, scene).cameras(pose_of(camera)._replace(aspect=2.0), LEVELS[0])
+    wide = LiveDecoder(pipeline, scene).cameras(pose_of(camera)._replace(aspect=2.0), COARSE)
     assert (wide.height, wide.width) == (16, 32)
 
 
@@ -104,15 +106,16 @@ class Slow(LiveDecoder):
 
     def __init__(self, decoder):
         self.patch, self.decoder, self.go, self.drawn, self.trouble = 8, decoder, threading.Semaphore(0), [], None
+        self.recalled = decoder.recalled
 
     def cameras(self, pose, level):
         return self.decoder.cameras(pose, level)
 
-    def picture(self, cameras, shifts=1, wanted=None):
+    def picture(self, cameras, level, wanted=None):
         assert self.go.acquire(timeout=20)
         if self.trouble:
             raise self.trouble
-        self.drawn.append((float(cameras.centers[0, 0]), shifts))
+        self.drawn.append((float(cameras.centers[0, 0]), level.shifts))
         return Picture(torch.zeros(3, 8, 8), torch.ones(8, 8))
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 MOVING = 0.1  # seconds that a picture may take while the camera moves
 RESTING = 2.0  # seconds that it may take once the camera rests
+SEARCH = 3  # how often a pixel could be decoded while it is looked up in the known views
 
 
 class Level(NamedTuple):
@@ -13,9 +14,11 @@ class Level(NamedTuple):
 
     density: float  # pixels per pixel of the scene's own views, along one side
     shifts: int  # patch grids along one side that are blended, so that patches leave no seams
+    memory: bool  # each pixel is looked up in the known views, where the model does that
 
 
-LEVELS = (Level(0.5, 1), Level(1.0, 1), Level(1.0, 2))  # from coarse to fine
+COARSE, SWIFT, PLAIN, BLENDED = Level(0.5, 1, False), Level(1.0, 1, False), Level(1.0, 1, True), Level(1.0, 2, True)
+LEVELS = (COARSE, SWIFT, PLAIN, BLENDED)  # from coarse to fine
 
 
 class Size(NamedTuple):
@@ -39,10 +42,11 @@ def size_at(fov: float, aspect: float, focal: float, patch: int, most: int) -> S
     return Size(rows * patch, columns * patch)
 
 
-def work_of(size: Size, level: Level, patch: int) -> int:
-    """Pixels that are decoded for a picture: shifted grids reach one patch farther."""
+def work_of(size: Size, level: Level, patch: int, memory: bool) -> int:
+    """What a picture costs, in decoded pixels: shifted grids reach one patch farther; `memory`: the model has one."""
     reach = patch if level.shifts > 1 else 0
-    return level.shifts**2 * (size.height + reach) * (size.width + reach)
+    search = SEARCH * size.height * size.width if memory and level.memory else 0
+    return level.shifts**2 * (size.height + reach) * (size.width + reach) + search
 
 
 @dataclass

@@ -16,7 +16,7 @@ from diorama.pipelines.base import ScenePipeline
 from diorama.pipelines.decoding import decoded_depth, in_frames
 from diorama.pipelines.tokens import TokenPipeline
 from diorama.scene import Scene
-from diorama.viewer.detail import LEVELS, MOVING, RESTING, Level, Pace, Size, size_at, work_of
+from diorama.viewer.detail import BLENDED, LEVELS, MOVING, PLAIN, RESTING, Level, Pace, Size, size_at, work_of
 from diorama.viewer.poses import Pose, cameras_of
 
 SETTLED = 0.2  # seconds without a new camera after which it rests
@@ -61,13 +61,16 @@ class LiveDecoder:
         return self.memory.read(images, decoded_depth(points.float(), cameras), cameras, visible)
 
     @torch.no_grad()
-    def picture(self, cameras: Cameras, shifts: int = 1, wanted: Callable[[], bool] = lambda: True) -> Picture | None:
+    def picture(
+        self, cameras: Cameras, level: Level = PLAIN, wanted: Callable[[], bool] = lambda: True
+    ) -> Picture | None:
         """What one camera sees; sides are multiples of the patch. None once it is not `wanted` any more.
 
-        With `shifts` above 1 so many patch grids along each side are blended, each counted least where its patches
+        With several shifts so many patch grids along each side are blended, each counted least where its patches
         meet: their seams vanish.
         """
         with self.turn:
+            shifts = level.shifts
             local = in_frames([cameras], [self.frame]).to(self.cache.latents.device)
             offsets = [(0, 0)] if shifts == 1 else _offsets(self.patch, shifts)
             window = _window(local, offsets, 0 if shifts == 1 else self.patch)
@@ -81,7 +84,7 @@ class LiveDecoder:
                 depths.append(decoded_depth(decoded.points.float(), window[place])[0])
             image = self._blended(torch.cat(images), offsets, cameras).clamp(0, 1)
             depth = self._blended(torch.cat(depths), offsets, cameras)
-            if self.memory is not None and self.recalled is not None:
+            if level.memory and self.memory is not None and self.recalled is not None:
                 made = self.memory(self.recalled, image[None, None], depth[None, None], local)
                 image, depth = made.images[0, 0].float().clamp(0, 1), made.depth[0, 0]
             return Picture(image.cpu(), depth.cpu() / float(self.frame.scale))
@@ -159,12 +162,12 @@ class LiveView:
         One at rest is given up once the visitor moves on.
         """
         patch = self.decoder.patch
-        levels = LEVELS[1:] if limit > MOVING else LEVELS[:2]
+        levels, memory = (PLAIN, BLENDED) if limit > MOVING else LEVELS[:3], self.decoder.recalled is not None
         views = {level: self.decoder.cameras(pose, level) for level in levels}
-        works = {level: work_of(Size(view.height, view.width), level, patch) for level, view in views.items()}
+        works = {level: work_of(Size(view.height, view.width), level, patch, memory) for level, view in views.items()}
         level = self.pace.level(works, limit)
         began = time.monotonic()
-        picture = self.decoder.picture(views[level], level.shifts, self._settled if limit > MOVING else lambda: True)
+        picture = self.decoder.picture(views[level], level, self._settled if limit > MOVING else lambda: True)
         seconds = time.monotonic() - began
         if picture is not None:
             self.pace.learn(works[level], seconds)
@@ -185,7 +188,7 @@ class LiveView:
                 drawn = self.draw(pose, MOVING)
                 with self.news:
                     moved = self.news.wait_for(lambda: self.ended or self.pose is not None, SETTLED)
-                if not moved and drawn != LEVELS[-1]:
+                if not moved and drawn != BLENDED:
                     self.draw(pose, RESTING)
             except Exception as error:  # such as too little memory for a large window: the next pose may do
                 self.failed(error)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diorama.export.depth import coloured_depth
-from diorama.viewer.detail import Level
+from diorama.viewer.detail import LEVELS, Level
 from diorama.viewer.live import LiveView, Picture
 from diorama.viewer.path import evenly
 from diorama.viewer.poses import Pose, showing
@@ -251,7 +251,7 @@ class Visit:
             image = coloured_depth(picture.depth[None], picture.depth[None] > 0)[0]
         self.client.scene.set_background_image(pixels(image), jpeg_quality=90)
         height, width = picture.depth.shape
-        kind = "blended" if level.shifts > 1 else "plain" if level.density >= 1 else "coarse"
+        kind = dict(zip(LEVELS, ("coarse", "swift", "plain", "blended"), strict=True))[level]
         self.live_text.content = f"*{height}×{width} pixels, {kind}, {1000 * seconds:.0f} ms*"
         self.client.flush()
 
