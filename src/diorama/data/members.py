@@ -89,11 +89,15 @@ def decode_depth(
     codes: UInt16[np.ndarray, "height width"], span: tuple[float, float]
 ) -> Float32[np.ndarray, "height width"]:
     """z-depth in scene units, 0 where it is invalid, inf in the sky."""
-    low, step = span[0], (span[1] - span[0]) / _STEPS
-    coarse, fine = np.exp(low + step * (256 * np.arange(256) - 1)), np.exp(step * np.arange(256))
-    table = np.outer(coarse, fine).astype(np.float32).reshape(-1)  # of 512 exponentials and not of 65536
-    table[0], table[SKY] = 0, np.inf
-    return table[codes]
+    step, middle = (span[1] - span[0]) / _STEPS, _STEPS // 2
+    kind = np.float32 if span[1] - span[0] < 20 else np.float64  # where a rounded logarithm would show
+    depth = codes.astype(kind)
+    depth -= 1 + middle
+    depth *= kind(step)
+    np.exp(depth, out=depth)
+    depth *= kind(np.exp(span[0] + step * middle))
+    depth[codes == 0], depth[codes == SKY] = 0, np.inf
+    return depth.astype(np.float32, copy=False)
 
 
 def decode_image(held: Callable[[], Encoded], most: int) -> Float[Tensor, "3 height width"]:
