@@ -1,4 +1,5 @@
 import pytest
+from tests import published_gen3r
 from tests.miniature import DIT, MEMORY, RAE
 from tests.miniature import rae3d as miniature_rae3d
 
@@ -18,6 +19,22 @@ def worlds(tmp_path_factory):
         "data": write_cache(folder / "train", range(4), **made),
         "validation": write_cache(folder / "validation", range(4, 6), **made),
     }
+
+
+@pytest.fixture(scope="package")
+def clips(tmp_path_factory):
+    """Folders of worlds of a size that VGGT and a video VAE both divide."""
+    folder, made = tmp_path_factory.mktemp("clips"), dict(views=5, height=112, width=112, samples=1)
+    return {
+        "data": write_cache(folder / "train", range(2), **made),
+        "validation": write_cache(folder / "validation", [4], **made),
+    }
+
+
+@pytest.fixture(scope="package")
+def published_gen3r_folder(tmp_path_factory):
+    """Gen3R's published layout in miniature."""
+    return published_gen3r.write(tmp_path_factory.mktemp("published") / "gen3r")
 
 
 @pytest.fixture(autouse=True)

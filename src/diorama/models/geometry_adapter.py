@@ -24,6 +24,10 @@ LATENTS_STD = (
     0.56929547, 0.61451489, 0.68560797, 0.78598368, 0.51151282, 0.75570852, 0.80284864, 0.63438177,
     0.82458758, 0.59266430, 0.75781488, 0.70593017, 0.70382243, 0.57837099, 0.73155540, 0.71971470,
 )  # fmt: skip
+SIZES: dict[str, dict[str, Any]] = {  # keyword arguments of GeometryAdapter by name; `channels` follow from VGGT
+    "tiny": dict(dim=16, reduction=8),
+    "gen3r": dict(dim=128, reduction=10),
+}
 Layer = Float[Tensor, "batch frame token dim"]
 Tokens = Float[Tensor, "batch channel frame height width"]  # packed, on VGGT's grid of patches
 Latents = Float[Tensor, "batch latent latent_frame latent_height latent_width"]

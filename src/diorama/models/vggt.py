@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diorama.geometry.cameras import Cameras
-from diorama.geometry.rotations import matrix_from_quaternion, rotate
+from diorama.geometry.rotations import matrix_from_quaternion, quaternion_from_matrix, rotate
 from diorama.nn.blocks import Block, modulate
 from diorama.nn.dpt import DPTHead
 from diorama.nn.embeddings import IMAGE_MEAN, IMAGE_STD, PatchEmbed
@@ -255,3 +255,15 @@ def cameras_from_codes(codes: Float[Tensor, "*batch view 9"], height: int, width
     intrinsics[..., 0, 0], intrinsics[..., 1, 1] = focal[..., 1], focal[..., 0]
     intrinsics[..., :, 2] = codes.new_tensor([width / 2, height / 2, 1])
     return Cameras(poses, intrinsics, height, width)
+
+
+def codes_from_cameras(cameras: Cameras) -> Float[Tensor, "*batch view 9"]:
+    """What the camera head should say of cameras: the inverse of `cameras_from_codes`, which knows no principal point.
+
+    The quaternion is of length 1 with w >= 0, the one of the two that VGGT is trained on.
+    """
+    pose = cameras.world_to_camera
+    quaternion = quaternion_from_matrix(pose[..., :3, :3]).roll(-1, -1)
+    focal = torch.stack([cameras.intrinsics[..., 1, 1], cameras.intrinsics[..., 0, 0]], -1)
+    angles = 2 * (focal.new_tensor([cameras.height, cameras.width]) / 2 / focal).atan()
+    return torch.cat([pose[..., :3, 3], quaternion, angles], -1)

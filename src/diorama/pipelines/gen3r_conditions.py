@@ -143,13 +143,18 @@ def appearance_latents(
     With one generator a clip they are drawn as published, where the raw deviation is added to the normalised mean:
     noise that is too large by the latents' own deviation.
     """
-    posterior = vae.encode(clip.to(vae.dtype)).latent_dist
-    mean, std = latent_statistics(vae, clip)
-    latents = (posterior.mean.to(clip) - mean) / std
+    latents, log_variance = appearance_moments(vae, clip)
     if generators:
         noise = [torch.randn(latents.shape[1:], generator=generator) for generator in generators]
-        latents = latents + torch.exp(0.5 * posterior.logvar.to(clip)) * torch.stack(noise).to(clip)
+        latents = latents + torch.exp(0.5 * log_variance) * torch.stack(noise).to(clip)
     return latents
+
+
+def appearance_moments(vae: Any, clip: Float[Tensor, "batch 3 frame height width"]) -> tuple[Tensor, Tensor]:
+    """Mean of the posterior of clips in [-1, 1], normalised, and the logarithm of its variance, raw as published."""
+    posterior = vae.encode(clip.to(vae.dtype)).latent_dist
+    mean, std = latent_statistics(vae, clip)
+    return (posterior.mean.to(clip) - mean) / std, posterior.logvar.to(clip)
 
 
 def latent_statistics(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
