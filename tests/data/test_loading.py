@@ -349,6 +349,12 @@ def test_held_out_views_are_asked_for_as_worlds_are(worlds, captures):
     (captures / "0/transforms.json").write_text(json.dumps(document | {"frames": document["frames"][:7]}))
     held = HeldOut(open_scenes(captures), 16, 24, views=20)
     assert (held.views, len(held)) == (VIEWS, 2)  # as many as there are, and no scene of fewer
+    for scene, left in ((1, 1), (2, 0)):
+        (captures / f"{scene}/images/5.png").write_bytes(b"no photo")
+        if left:
+            assert len(HeldOut(open_scenes(captures), 16, 24)) == left
+    with pytest.raises(ValueError, match=r"^captures: 3 scenes, each with photos that cannot be read; [^\n]*$"):
+        HeldOut(open_scenes(captures), 16, 24)
 
 
 def test_an_unfinished_cache_of_worlds_is_refused(worlds, tmp_path):

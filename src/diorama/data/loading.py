@@ -243,27 +243,39 @@ class CaptureBatches:
 class HeldOut:
     """Evenly spread views of the first scenes of a source, cut around their centre: what validation measures on.
 
-    Asked as a WorldsCache is. Each has `views`, or as many as the longest scene; shorter scenes are left out.
+    Asked as a WorldsCache is. Each has `views`, or as many as the longest scene; shorter scenes, and those of which a
+    view cannot be read, are left out. ValueError where none is left.
     """
 
     def __init__(self, source: SceneSource, height: int, width: int, *, views: int = 8, scenes: int = 16) -> None:
         opened = OpenScenes(source)
         found = [opened[index] for index in range(min(len(opened), 2 * scenes))]
         self.height, self.width, self.views = height, width, min(views, max(map(len, found)))
-        self._scenes = [scene for scene in found if len(scene) >= self.views][:scenes]
-        self._skipped = Skipped()  # hours into a run, a photo that went bad is no reason to end it
+        self._scenes: list[CapturedScene] = []
+        skipped = Skipped()
+        for scene in found:
+            try:
+                if len(scene) >= self.views and len(self) < scenes:
+                    self._decoded(scene, range(self.views))
+                    self._scenes.append(scene)
+            except (ValueError, OSError) as error:
+                skipped.add("bad_scenes", scene.name, error)
+        if not self._scenes:
+            raise ValueError(
+                f"{source.name}: {len(found)} scenes, each with photos that cannot be read; accepted is one"
+            )
 
     def __len__(self) -> int:
         return len(self._scenes)
 
     def batch(self, scenes: Int[Tensor, " batch"], views: Int[Tensor, "batch view"]) -> Views:
         """Chosen views of chosen scenes."""
-        made = []
-        for scene, places in zip(scenes.tolist(), views.tolist(), strict=True):
-            found = self._scenes[scene]
-            at = [round(place * (len(found) - 1) / max(1, self.views - 1)) for place in places]
-            made.append(decoded(found, at, self.height, self.width, skipped=self._skipped))
-        return stacked(made)
+        rows = zip(scenes.tolist(), views.tolist(), strict=True)
+        return stacked([self._decoded(self._scenes[scene], places) for scene, places in rows])
+
+    def _decoded(self, scene: CapturedScene, places: Sequence[int]) -> Views:
+        at = [round(place * (len(scene) - 1) / max(1, self.views - 1)) for place in places]
+        return decoded(scene, at, self.height, self.width)
 
 
 def stacked(rows: Sequence[Views]) -> Views:
