@@ -97,7 +97,7 @@ def _read_about(folder: Path) -> dict[str, Any] | None:
         raise _unreadable(steps[-1], error) from None
 
 
-def _unreadable(where: Path, error: Exception) -> ValueError:
+def _unreadable(where: Path, error: BaseException) -> ValueError:
     found = str(error).partition("\n")[0]
     return ValueError(f"{where}: no readable checkpoint ({found}); accepted is a run's own")
 

@@ -207,7 +207,7 @@ class Desk:
             self.old.visible = self.result is None and self.workshop.last is not None
             if job is not None:
                 self.bar.animated, self.bar.value = job.share is None, 100.0 * (1.0 if job.share is None else job.share)
-            if mine or (job is not None and not self.line.wrong):
+            if job is not None and (mine or not self.line.wrong):
                 said = job.words if mine else f"another job is running: {job.words}"
                 self.line.say(said[0].upper() + said[1:])
             elif job is None and self.watching and not self.line.wrong:
