@@ -17,6 +17,7 @@ STAGES = {
     "rae3d": ("RAE3DStage", "the autoencoder: views to 3D latent tokens and back"),
     "observed_memory": ("ObservedMemoryStage", "the memory that keeps known views sharp, on a trained autoencoder"),
     "dit3d": ("DiT3DStage", "the denoiser of those tokens, on a trained autoencoder"),
+    "lora": ("LoRAStage", "a small change of a trained denoiser, on your own captures"),
 }
 OF_A_RUN = ("checkpoint.pt", "checkpoint", "log.jsonl", "tensorboard", "latents.safetensors", "latents.part")
 
@@ -39,7 +40,7 @@ def run(arguments: list[str]) -> int:
     options = tyro.cli(
         module.Config, args=flags, prog=f"diorama train {name}", description=f"Train {STAGES[name][1]}.", config=CONFIG
     )
-    _check(options, module.SIZES)
+    _check(options, getattr(module, "SIZES", None))
     from diorama.training.trainer import Diverged, Trainer
 
     for greeter in ("lightning.fabric", "lightning.pytorch"):  # which say nothing about what a user asked for
@@ -63,14 +64,14 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _check(options: Any, sizes: dict[str, Any]) -> None:
+def _check(options: Any, sizes: dict[str, Any] | None) -> None:
     """ValueError for what would otherwise fail after a while."""
     from diorama.models.checkpoints import check_weights
     from diorama.models.rae3d import RAE3D
     from diorama.pipelines.base import pick_device
     from diorama.training.strategies import processes
 
-    if options.size not in sizes:
+    if sizes is not None and options.size not in sizes:
         raise ValueError(f"--size {options.size}: accepted are {', '.join(sizes)}")
     for flag in ("steps", "batch", "devices", "nodes", "accumulate", "log_every", "save_every", "validate_every"):
         if getattr(options, flag) < 1:

@@ -100,7 +100,8 @@ class Batch(NamedTuple):
 class DiT3DStage:
     """Rectified flow between noise and normalised latents."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, trained: TokenPipeline | None = None) -> None:
+        """Of a `trained` pipeline everything is kept but what of its denoiser takes gradients."""
         if config.single_images:
             config = replace(config, encoder_views=1, visible=(), conditions=0)
         self.config = config
@@ -109,31 +110,38 @@ class DiT3DStage:
         if config.statistics == "start" and not (config.start and (config.start / "autoencoder").is_dir()):
             raise ValueError(f"--statistics start with --start {config.start}: accepted is a pipeline's folder there")
         device = pick_device(config.device)  # frozen, so that the loop, which moves what it trains, leaves it alone
-        self.autoencoder = RAE3D.from_pretrained(config.autoencoder).eval().requires_grad_(False)
+        self.autoencoder = RAE3D.from_pretrained(config.autoencoder) if trained is None else trained.autoencoder
+        self.autoencoder.eval().requires_grad_(False)
         self.autoencoder.load_encoder()  # here, so that one that is missing is said before any work
         nn.Module.to(self.autoencoder, device)
         self.folders = config.data if isinstance(config.data, tuple) else (config.data,)
         self.held_out = self._open()
         self.classes = Classes(self.folders, config.label) if config.single_images else None
         self.latents = self.online = None
-        self._known_statistics = config.statistics == "start"
+        self._known_statistics = config.statistics == "start" or trained is not None
         if config.online:
             self.online = Online(config, self.autoencoder, self.classes)
-            self._known_statistics |= self.online.kept(self.autoencoder, self.statistics_file)
+            self._known_statistics = self._known_statistics or self.online.kept(self.autoencoder, self.statistics_file)
         else:
             self.latents = self._encode()
         if config.statistics == "start":
             keep_statistics(self.autoencoder, config.start)  # type: ignore[arg-type]
         tokens, channels = self.autoencoder.latent_mean.shape
-        self.shift = dimension_shift(tokens, channels)
-        torch.manual_seed(config.seed)
-        classes = 0 if self.classes is None else len(self.classes.names)
-        told = {"classes": classes, "scale": config.scale_token}
-        self.model = DiT3D(tokens=tokens, channels=channels, **told, **SIZES[config.size])
-        if found is not None:
-            begin(self.model, found)
+        self.shift = dimension_shift(tokens, channels) if trained is None else trained.scheduler.config.shift
+        self.model = self._new(found) if trained is None else trained.denoiser
         self.modules: dict[str, nn.Module] = {"dit3d": self.model}
         self.optimizers = {"velocity": matrix_optimizers(self.model, config, config.muon_rate)}
+
+    def _new(self, found: DiT3D | None) -> DiT3D:
+        """A model of the flags' size, with the weights of a trained one if there is one."""
+        torch.manual_seed(self.config.seed)
+        tokens, channels = self.autoencoder.latent_mean.shape
+        classes = 0 if self.classes is None else len(self.classes.names)
+        told = {"classes": classes, "scale": self.config.scale_token}
+        model = DiT3D(tokens=tokens, channels=channels, **told, **SIZES[self.config.size])
+        if found is not None:
+            begin(model, found)
+        return model
 
     @property
     def statistics_file(self) -> Path:
@@ -198,7 +206,8 @@ class DiT3DStage:
             dropped = share(torch.rand(config.batch, generator=generator) < config.scale_dropout)
             log_scale = latents.log_scale[rows].masked_fill(dropped, math.nan)
         both = (x.float().to(self.autoencoder.device) for x in (latents.data[rows], known))
-        return Batch(*map(self.autoencoder.normalize, both), label, log_scale)
+        data, known = map(self.autoencoder.normalize, both)
+        return Batch(data, known, label, log_scale)
 
     def _encoded(self, sample: Sample) -> Batch:
         """A step's share, encoded and normalised; before the first step the statistics for that are found."""
@@ -213,7 +222,8 @@ class DiT3DStage:
     def phases(self, batch: Batch | Sample, generator: torch.Generator) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """The one phase: the velocity at times that are shifted towards noise."""
         found = self._encoded(batch) if isinstance(batch, Sample) else batch
-        data, known, label, log_scale = (x if x is None else x.to(self.model.device) for x in found)
+        data, known = found.data.to(self.model.device), found.known.to(self.model.device)
+        label, log_scale = (x if x is None else x.to(self.model.device) for x in (found.label, found.log_scale))
         if self.config.times == "uniform":
             t = torch.rand(len(data), generator=generator)
         else:
