@@ -51,4 +51,4 @@ def named(place: str) -> Captioner:
         raise ValueError(f"--captioner {place}: {reason}; accepted is module:function, of images to text") from None
     if not callable(found):
         raise ValueError(f"--captioner {place}: not a function; accepted is one of images to text")
-    return found
+    return found  # type: ignore[return-value]

@@ -127,7 +127,7 @@ class DiT3DStage:
         if config.statistics == "start":
             keep_statistics(self.autoencoder, config.start)  # type: ignore[arg-type]
         tokens, channels = self.autoencoder.latent_mean.shape
-        self.shift = dimension_shift(tokens, channels) if trained is None else trained.scheduler.config.shift
+        self.shift = dimension_shift(tokens, channels) if trained is None else float(trained.scheduler.shift)
         self.model = self._new(found) if trained is None else trained.denoiser
         self.modules: dict[str, nn.Module] = {"dit3d": self.model}
         self.optimizers = {"velocity": matrix_optimizers(self.model, config, config.muon_rate)}

@@ -48,7 +48,7 @@ def transformer_in(folder: Path, channels: int = 36) -> Gen3RTransformer:
             raise ValueError(f"{file}: {arguments['in_channels']} channels in; accepted are at most {channels}")
         name = "patch_embedding.weight"
         state[name] = F.pad(state[name], (0, 0) * 3 + (0, missing))
-        model = Gen3RTransformer(**arguments | {"in_channels": channels})
+        model = Gen3RTransformer(**{**arguments, "in_channels": channels})  # type: ignore[arg-type]
         model.load_state_dict({key: tensor.float() for key, tensor in state.items()})
         return model
 

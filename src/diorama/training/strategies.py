@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed
+from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from jaxtyping import Float
 from lightning.fabric import Fabric
 from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
@@ -58,9 +59,10 @@ def open_fabric(run: Run) -> Fabric:
     )  # fmt: skip
 
 
-def blocks(modules: Iterable[nn.Module]) -> list[Block | ModulatedBlock]:
+def blocks(modules: Iterable[nn.Module]) -> list[Block | ModulatedBlock | WanTransformerBlock]:
     """The transformer blocks, which hold nine tenths of our models' weights."""
-    return [part for module in modules for part in module.modules() if isinstance(part, (Block, ModulatedBlock))]
+    kinds = (Block, ModulatedBlock, WanTransformerBlock)
+    return [part for module in modules for part in module.modules() if isinstance(part, kinds)]
 
 
 def _shard_blocks(module: nn.Module, mesh: Any) -> nn.Module:
@@ -116,7 +118,7 @@ def place(stage: Stage, fabric: Fabric, run: Run) -> None:
 
 def local(parameter: nn.Parameter) -> nn.Parameter:
     """This process's part of a parameter, in the same memory."""
-    return nn.Parameter(parameter.detach().to_local()) if isinstance(parameter, DTensor) else parameter
+    return nn.Parameter(parameter.detach().to_local()) if isinstance(parameter, DTensor) else parameter  # type: ignore[attr-defined]
 
 
 def average_gradients(fabric: Fabric, parameters: list[nn.Parameter], loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
@@ -166,12 +168,14 @@ def _training(
 ) -> Callable[..., Any]:
     """`plain` where no gradients are wanted, as in validation, whose shapes nobody should wait to be compiled."""
 
+    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+        return nullcontext(), nullcontext() if again is None else again()
+
     def forward(*inputs: Any) -> Any:
         if not torch.is_grad_enabled():
             return plain(*inputs)
         if again is None:
             return train(*inputs)
-        contexts = lambda: (nullcontext(), again())  # noqa: E731
         return checkpoint(train, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
     return forward

@@ -94,7 +94,7 @@ class VGGTStage:
                 raise ValueError(f"{config.start}: a VGGT of another size; accepted is --size {config.size}")
             self.model = found
         else:
-            nn.init.constant_(self.model.readout.camera.code_branch[2].bias[7:], 0.2)  # a relu at 0 would stay there
+            nn.init.constant_(self.model.readout.camera.code_branch[2].bias[7:], 0.2)  # type: ignore[index] # a relu at 0 would stay there
         drawn = sampling(config, patch=self.model.config.patch, tokens=1, known=config.views, targets=0)
         self.batches, self.held_out = open_batches(config, drawn, mirror=config.mirror), open_held_out(config)
         patch = self.model.config.patch

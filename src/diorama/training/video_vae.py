@@ -53,9 +53,8 @@ class VideoVAEStage:
         check_frames("frames", config.frames)
         self.config = config
         self.data, self.held_out = (Clips(x, config.image_size, unit=8) for x in (config.data, config.validation))
-        self.model: Any = AutoencoderKLWan(
-            **SIZES[config.size] | {"latents_mean": [0.0] * 16, "latents_std": [1.0] * 16}
-        )
+        told: dict[str, Any] = SIZES[config.size] | {"latents_mean": [0.0] * 16, "latents_std": [1.0] * 16}
+        self.model: Any = AutoencoderKLWan(**told)
         if config.start:
             found = video_vae_in(config.start)
             if any(found.config[name] != value for name, value in SIZES[config.size].items()):
