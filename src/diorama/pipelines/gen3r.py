@@ -239,11 +239,11 @@ class Gen3RPipeline(PromptedPipeline):
         with self.transformer.cache_context("null"):
             return guided(conditional, self.denoise(latents, t, null.known), scale)
 
-    def denoise(self, latents: Tensor, t: float, known: Known) -> Tensor:
-        """The transformer's velocity, in single precision unless parity is asked for."""
+    def denoise(self, latents: Tensor, t: float | Float[Tensor, " batch"], known: Known) -> Tensor:
+        """The transformer's velocity, in single precision unless parity is asked for; in training each has its time."""
         model = self.transformer
         inputs = torch.cat([latents.to(known.latents), known.latents], 1)
-        times = torch.full((len(latents),), 1000 * t, device=latents.device)
+        times = torch.as_tensor(1000 * t, dtype=torch.float32, device=latents.device).expand(len(latents))
         return model(inputs, times, known.text, known.image, control=known.control).sample.to(self._state_dtype)
 
     def decode(self, latents: Tensor, context: Context) -> tuple[list[Views], Tensor]:
