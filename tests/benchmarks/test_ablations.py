@@ -58,7 +58,7 @@ def test_shapes_keep_to_their_ranges_and_to_their_step(ablations):
 
 def test_arms_come_after_what_they_need(ablations):
     chosen = ablations.needed({"pretrained"})
-    assert list(chosen) == ["base", "images", "pretrained"]
+    assert list(chosen) == ["base", "dit3d", "images", "pretrained"]
     running: dict = {}
     order = []
     for name in ablations.ordered(chosen, running.clear, running):

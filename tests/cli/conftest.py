@@ -55,14 +55,14 @@ class Command:
         return result.err.removeprefix("diorama: ").strip()
 
 
-def interrupted(words: Sequence[str | Path | int], folder: Path, begun: str) -> Result:
+def interrupted(words: Sequence[str | Path | int], folder: Path, begun: str, patience: float = 100) -> Result:
     """What a process answers when the terminal interrupts it and all it started, once `begun` is in the folder."""
     options = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     # a shell's background job ignores interrupts, and so does all it starts
     options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen([str(word) for word in words], **options) as process:  # type: ignore[call-overload]
         try:
-            assert until(lambda: any(folder.glob(begun)) or process.poll() is not None, 100)
+            assert until(lambda: any(folder.glob(begun)) or process.poll() is not None, patience)
             os.killpg(process.pid, signal.SIGINT)
             result = Result(process.wait(60), *process.communicate())
             assert until(lambda: not _lives(process.pid), 10), "a process was left"

@@ -53,12 +53,13 @@ def test_both_stages_and_what_they_leave(command: Command, worlds, monkeypatch: 
 PROGRAM = "import sys; from diorama.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
 
+@pytest.mark.timeout(400)  # two processes, each of which imports everything
 def test_an_interruption_ends_both_processes_in_one_line(worlds, tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
     words = ("train", "rae3d", "--out", tmp_path / "run", *worlds, *RAE, *OFTEN, "--steps", 10**6, "--log-every", 10**6)
     words = (sys.executable, script, *words, "--batch", 2, "--devices", 2, "--validate-every", 10**6)
-    result = interrupted(words, tmp_path, "run/checkpoint.pt")
+    result = interrupted(words, tmp_path, "run/checkpoint.pt", patience=300)
     assert (result.code, result.err) == (130, "diorama: interrupted\n")
     assert result.out.count("stopped after step") == 1
 

@@ -218,7 +218,8 @@ def test_a_saved_scene_is_opened_by_its_folder_or_its_file(folder: Path) -> None
         ({"condition": {}}, "`at` is missing"),
         ({"condition": {"at": [-1], "prompt": None, "label": None}}, "`at` is (-1,)"),
         ({"condition": {"at": ["../../x"], "prompt": None, "label": None}}, "`at` is"),
-        ({"provenance": {"model": 3}}, "`model` is a int"),
+        ({"provenance": {"model": 3, "versions": {}}}, "`model` is a int"),
+        ({"provenance": {"model": 3}}, "`versions` is missing"),
         ({"provenance": None}, "`provenance` is a NoneType"),
     ],
 )

@@ -1,6 +1,5 @@
-import multiprocessing
-from datetime import timedelta
-from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -50,28 +49,40 @@ def test_without_other_processes_there_is_nothing_to_reduce():
     assert made.reduced() is made
 
 
-def _process(rank: int, folder: str) -> None:
-    """One of two processes: uneven shares, in pieces of their own."""
-    file = Path(folder, "store").as_uri()
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=file, rank=rank, world_size=2, timeout=timedelta(seconds=90)
-    )
-    share = samples()[:300] if rank == 0 else samples()[300:]
-    made = taken(share, *((100, 200) if rank == 0 else (699, 1))).reduced()
-    torch.save([made.count, made.mean, made.std, torch.distributed.get_world_size()], Path(folder, f"{rank}.pt"))
-    torch.distributed.destroy_process_group()
+PROCESS = """
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+
+from diorama.training.statistics import Statistics
+
+rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+torch.set_num_threads(1)
+torch.distributed.init_process_group(
+    "gloo", init_method=Path(folder, "store").as_uri(), rank=rank, world_size=2, timeout=timedelta(seconds=90)
+)
+values = torch.load(folder / "samples.pt")
+made = Statistics(*values.shape[1:])
+for part in (values[:300].split([100, 200]), values[300:].split([699, 1]))[rank]:  # uneven shares, in pieces
+    made.add(part)
+made = made.reduced()
+torch.save([made.count, made.mean, made.std, torch.distributed.get_world_size()], folder / f"{rank}.pt")
+torch.distributed.destroy_process_group()
+"""
 
 
 @pytest.mark.timeout(300)
 def test_two_processes_find_what_one_does(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_process, args=(rank, str(tmp_path))) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(100)
-        assert process.exitcode == 0
+    torch.save(samples(), tmp_path / "samples.pt")
+    words = [sys.executable, "-c", PROCESS]
+    processes = [subprocess.Popen([*words, str(rank), str(tmp_path)]) for rank in (0, 1)]
+    try:
+        assert [process.wait(200) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
     one = taken(samples(), 1000)
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     for count, mean, std, processes_there in found:

@@ -143,10 +143,12 @@ def appearance_latents(
     With one generator a clip they are drawn as published, where the raw deviation is added to the normalised mean:
     noise that is too large by the latents' own deviation.
     """
-    latents, log_variance = appearance_moments(vae, clip)
+    posterior = vae.encode(clip.to(vae.dtype)).latent_dist
+    mean, std = latent_statistics(vae, clip)
+    latents = (posterior.mean.to(clip) - mean) / std
     if generators:
         noise = [torch.randn(latents.shape[1:], generator=generator) for generator in generators]
-        latents = latents + torch.exp(0.5 * log_variance) * torch.stack(noise).to(clip)
+        latents = latents + torch.exp(0.5 * posterior.logvar.to(clip)) * torch.stack(noise).to(clip)
     return latents
 
 
