@@ -25,9 +25,7 @@ import tyro
 from ablation.arms import ARMS, Arm, Budget, trained
 from ablation.claims import CLAIMS, Evaluated, Verdict
 from machine import write_numbers
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from diorama.data.cache import WorldsCache, write_cache
 from diorama.data.worlds import SPLITS, WORLDS_VERSION
@@ -81,7 +79,7 @@ def main(options: Options) -> None:
     for name, claim in chosen.items():
         console.print(f"comparing: {name}")
         verdicts += claim.compared(evaluated)
-    show(verdicts, console)
+    show(verdicts)
     plans = {arm: json.loads((options.out / arm / "plan.json").read_text()) for arm in arms}
     settings = {"budget_minutes": options.budget_minutes, "test_scenes": options.test_scenes, "jobs": options.jobs}
     settings |= {"worlds_version": WORLDS_VERSION, "arms": plans}
@@ -148,13 +146,12 @@ def _finished(running: dict[Future, str], console: Console) -> None:
         console.print(f"{begun}  {name}: {steps} steps of {seconds:.3f} s, {ARMS[name].what}")
 
 
-def show(verdicts: list[Verdict], console: Console) -> None:
+def show(verdicts: list[Verdict]) -> None:
     """Print the table that docs/training.md quotes."""
-    table = Table("the paper says", "number", "first", "second", "difference (95 %)", "here", box=box.MARKDOWN)
+    print("| the paper says | number | first | second | difference (95 %) | here |\n|---|---|---|---|---|---|")
     for v in verdicts:
-        interval = f"{v.difference:+.3g} \\[{v.low:+.3g}, {v.high:+.3g}]"
-        table.add_row(v.claim, v.number, f"{v.first:.4g}", f"{v.second:.4g}", interval, v.finding)
-    console.print(table)
+        interval = f"{v.difference:+.3g} [{v.low:+.3g}, {v.high:+.3g}]"
+        print(f"| {v.claim} | {v.number} | {v.first:.4g} | {v.second:.4g} | {interval} | {v.finding} |")
 
 
 if __name__ == "__main__":
