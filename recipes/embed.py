@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,13 +11,9 @@ from diorama.models.checkpoints import check_weights
 from diorama.models.observed_memory import ObservedMemory
 from diorama.pipelines.base import load
 
-if __name__ == "__main__":
-    source, memory, target = map(Path, sys.argv[1:])
-    pipeline = load(source, "cpu")
-    check_weights(ObservedMemory, memory)
-    pipeline.register_modules(memory=ObservedMemory.from_pretrained(memory))
-    for model in (pipeline.autoencoder, pipeline.denoiser, pipeline.memory):
-        model.to(torch.float16)
+
+def ship(pipeline: Any, target: Path) -> None:
+    """Write a pipeline as others may have it: without where it lay, readable for all; and say how large it is."""
     pipeline.save_pretrained(target)
     for file in target.rglob("config.json"):  # where it lay when it was trained is nobody's business
         config = json.loads(file.read_text())
@@ -25,3 +22,13 @@ if __name__ == "__main__":
     for file in target.rglob("*.safetensors"):  # written for their owner alone
         file.chmod(0o644)
     print(f"{target}: {sum(file.stat().st_size for file in target.rglob('*') if file.is_file()) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    source, memory, target = map(Path, sys.argv[1:])
+    pipeline = load(source, "cpu")
+    check_weights(ObservedMemory, memory)
+    pipeline.register_modules(memory=ObservedMemory.from_pretrained(memory))
+    for model in (pipeline.autoencoder, pipeline.denoiser, pipeline.memory):
+        model.to(torch.float16)
+    ship(pipeline, target)

@@ -1,11 +1,11 @@
 """Put a tiny Gen3R together: `join RUNS TARGET` before its denoiser is trained, `half MODEL TARGET` after it."""
 
-import json
 import sys
 from pathlib import Path
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from embed import ship
 from transformers import ByT5Tokenizer, CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
 from diorama.models.gen3r_transformer import SIZES, Gen3RTransformer
@@ -43,15 +43,7 @@ def join(runs: Path, target: Path) -> None:
 
 def half(model: Path, target: Path) -> None:
     """Write a trained pipeline in half precision."""
-    pipeline = load(model, "cpu", dtype=torch.float16, offload="none")
-    pipeline.save_pretrained(target)
-    for file in target.rglob("config.json"):  # where it lay when it was trained is nobody's business
-        config = json.loads(file.read_text())
-        config.pop("_name_or_path", None)
-        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    for file in target.rglob("*.safetensors"):  # written for their owner alone
-        file.chmod(0o644)
-    print(f"{target}: {sum(file.stat().st_size for file in target.rglob('*') if file.is_file()) / 1e6:.1f} MB")
+    ship(load(model, "cpu", dtype=torch.float16, offload="none"), target)
 
 
 if __name__ == "__main__":

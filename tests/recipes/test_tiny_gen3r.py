@@ -24,6 +24,7 @@ def lines(*words: str) -> list[list[str]]:
 
 def test_in_small_all_lines_run(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("DIORAMA_CACHE", str(tmp_path / "home"))
+    monkeypatch.syspath_prepend(str(FOLDER))  # as where a script is run, its neighbours are found
     place = importlib.util.spec_from_file_location("tiny_gen3r_recipe", FOLDER / "tiny_gen3r.py")
     assert place and place.loader
     recipe = importlib.util.module_from_spec(place)

@@ -95,6 +95,16 @@ def test_what_a_scene_lacks_is_named(tmp_path):
         HypersimSource(folder)
 
 
+def test_poses_that_nothing_numbers_are_refused(tmp_path):
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed: pip install 'diorama[data]'")
+    folder = write(tmp_path)
+    for file in folder.glob("_detail/*/camera_keyframe_frame_indices.hdf5"):
+        with h5py.File(file, "w") as changed:
+            changed["dataset"] = np.array([3, 4])
+    with pytest.raises(ValueError, match="frame_indices.hdf5: found 2 indices for 4 poses"):
+        read_hypersim(folder)
+
+
 def test_the_usual_camera_has_its_well_known_focal_length():
     """60 degrees across 1024 pixels."""
     half = np.tan(np.radians(30))

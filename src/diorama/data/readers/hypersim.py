@@ -173,8 +173,10 @@ def _poses(folder: Path, unit: float) -> dict[int, Float64[np.ndarray, "4 4"]]:
         found = f"orientations {list(turns.shape)} and positions {list(places.shape)}"
         raise ValueError(f"{folder}: found {found}; accepted are Nx3x3 and Nx3")
     numbers = read_hdf5(files[2], "dataset").reshape(-1) if files[2].is_file() else np.arange(len(turns))
+    if len(numbers) != len(turns):
+        raise ValueError(f"{files[2]}: found {len(numbers)} indices for {len(turns)} poses; accepted is one each")
     found = {}
-    for number, turn, place in zip(numbers.tolist(), turns, places, strict=False):
+    for number, turn, place in zip(numbers.tolist(), turns, places, strict=True):
         pose = np.eye(4)
         pose[:3, :3], pose[:3, 3] = turn, place * unit
         found[int(number)] = to_opencv(pose, "opengl")
