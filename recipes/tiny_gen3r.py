@@ -24,9 +24,9 @@ def join(runs: Path, target: Path) -> None:
         vocab_size=len(tokenizer), d_model=WIDTH, d_kv=16, d_ff=128, num_layers=2, num_heads=4,
         feed_forward_proj="gated-gelu",
     )  # fmt: skip
-    image = CLIPVisionConfig(  # 224 pixels in patches of 14: 257 tokens, as published
+    image = CLIPVisionConfig(  # 224 pixels in patches of 56: 17 tokens, where the published one has 257
         hidden_size=WIDTH, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, projection_dim=WIDTH,
-        image_size=224, patch_size=14,
+        image_size=224, patch_size=56,
     )  # fmt: skip
     Gen3RPipeline(
         transformer=Gen3RTransformer(**SIZES["tiny"], text_dim=WIDTH, image_dim=WIDTH),

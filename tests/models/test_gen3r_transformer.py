@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from tests.miniature import lively
 
 from diorama.models.gen3r_transformer import Gen3RTransformer
@@ -103,11 +104,15 @@ def test_control_stays_near_the_patch_it_belongs_to(model):
 
 
 @torch.no_grad()
-def test_text_is_filled_up_with_zeros(model):
-    given = inputs()
-    text = given["encoder_hidden_states"]
-    full = torch.cat([text, torch.zeros(1, 512 - 7, 6)], 1)
-    assert torch.equal(model(**given).sample, model(**given | {"encoder_hidden_states": full}).sample)
+@pytest.mark.parametrize("words", [0, 7, 31, 32, 500, 512])
+def test_text_is_read_as_filled_up_with_zeros_to_512_tokens(words):
+    model, given = transformer(), inputs(batch=2)
+    text = noise(2, words, 6, seed=1)
+    short = model(**given | {"encoder_hidden_states": text}).sample
+    full = torch.cat([text, torch.zeros(2, 512 - words, 6)], 1)
+    for block in model.blocks:
+        block.attn2.processor = WanAttnProcessor()  # diffusers' own, which reads every zero
+    torch.testing.assert_close(short, model(**given | {"encoder_hidden_states": full}).sample, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

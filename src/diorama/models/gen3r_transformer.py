@@ -1,5 +1,6 @@
 """Gen3RTransformer: Wan's denoiser for [appearance ; geometry] latents under camera control (arXiv 2601.04090)."""
 
+import math
 from typing import Any
 
 import torch
@@ -7,11 +8,12 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed, WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanAttention, WanRotaryPosEmbed, WanTransformer3DModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
-TEXT_TOKENS = 512  # diffusers' attention tells image and text tokens apart by this number
+TEXT_TOKENS = 512  # of which all that a text lacks are zeros
+TEXT_UNIT = 32  # text comes in so many tokens, so that few lengths are seen
 PIXELS = 8  # pixels of the control beside each latent
 # fmt: off
 SIZES: dict[str, dict[str, Any]] = {  # keyword arguments of Gen3RTransformer by name; text and image widths come apart
@@ -48,6 +50,37 @@ class CameraAdapter(nn.Module):
         x = self.conv(folded.transpose(1, 2).flatten(0, 1))
         x = x + self.conv2(F.relu(self.conv1(x)))
         return x.unflatten(0, (folded.shape[0], -1)).transpose(1, 2)
+
+
+class ContextAttention:
+    """Cross attention to image tokens and to text, as diffusers' processor does it, with the text's zeros as one key.
+
+    After the text's projection they are all alike, so that one with their number for its weight says what they say.
+    """
+
+    text = TEXT_TOKENS  # tokens of the text that come; the last stands for all that are left out
+
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: Float[Tensor, "batch token dim"],
+        encoder_hidden_states: Float[Tensor, "batch context dim"],
+        attention_mask: Tensor | None = None,
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Float[Tensor, "batch token dim"]:
+        def heads(x: Tensor) -> Tensor:
+            return x.unflatten(2, (attn.heads, -1)).transpose(1, 2)
+
+        image, text = encoder_hidden_states.tensor_split([encoder_hidden_states.shape[1] - self.text], 1)
+        query = heads(attn.norm_q(attn.to_q(hidden_states)))
+        weight = query.new_zeros(self.text)
+        weight[-1] = math.log(TEXT_TOKENS - self.text + 1)
+        mask = weight.expand(len(query), 1, query.shape[2], -1) if self.text < TEXT_TOKENS else None
+        read = F.scaled_dot_product_attention(query, heads(attn.norm_k(attn.to_k(text))), heads(attn.to_v(text)), mask)
+        if image.shape[1] and attn.add_k_proj is not None and attn.add_v_proj is not None:
+            key = attn.norm_added_k(attn.add_k_proj(image))
+            read = read + F.scaled_dot_product_attention(query, heads(key), heads(attn.add_v_proj(image)))
+        return attn.to_out[1](attn.to_out[0](read.transpose(1, 2).flatten(2)))
 
 
 class ControlledPatchEmbedding(nn.Conv3d):
@@ -116,6 +149,9 @@ class Gen3RTransformer(WanTransformer3DModel, ModelMixin, ConfigMixin):
         self.patch_embedding = ControlledPatchEmbedding(in_channels, control_channels, dim, (t, h, w))
         if tiled_rope:  # said by the configuration: a portrait clip's two halves are square together
             self.rope = TiledRotary(attention_head_dim, (t, h, w), rope_max_seq_len)
+        self.context = ContextAttention()
+        for block in self.blocks:
+            block.attn2.processor = self.context
 
     def forward(
         self,
@@ -132,9 +168,10 @@ class Gen3RTransformer(WanTransformer3DModel, ModelMixin, ConfigMixin):
 
         Text shorter than 512 tokens is filled up with zeros, which are attended to, as in training.
         """
-        missing = TEXT_TOKENS - encoder_hidden_states.shape[1]
-        if missing < 0:
-            raise ValueError(f"text of {TEXT_TOKENS - missing} tokens: accepted are at most {TEXT_TOKENS}")
+        text = encoder_hidden_states.shape[1]
+        if text > TEXT_TOKENS:
+            raise ValueError(f"text of {text} tokens: accepted are at most {TEXT_TOKENS}")
+        self.context.text = min(TEXT_UNIT * (text // TEXT_UNIT + 1), TEXT_TOKENS)  # at least one zero, if there are any
         if control is not None:
             frames, height, width = hidden_states.shape[2:]
             wanted = (self.config.control_channels, frames, PIXELS * height, PIXELS * width)
@@ -145,7 +182,7 @@ class Gen3RTransformer(WanTransformer3DModel, ModelMixin, ConfigMixin):
         return super().forward(  # type: ignore[return-value]
             hidden_states,
             timestep,  # type: ignore[arg-type]
-            F.pad(encoder_hidden_states, (0, 0, 0, missing)),
+            F.pad(encoder_hidden_states, (0, 0, 0, self.context.text - text)),
             encoder_hidden_states_image,
             return_dict,
             attention_kwargs,

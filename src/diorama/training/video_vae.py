@@ -22,6 +22,23 @@ SIZES: dict[str, dict[str, Any]] = {  # keyword arguments of AutoencoderKLWan by
     "wan2.1": dict(base_dim=96, dim_mult=[1, 2, 4, 4], num_res_blocks=2),
 }
 LPIPS_FRAMES = 4  # of each clip, at most
+FIRST_LOG_VARIANCE = -4.0
+
+
+def begin(model: AutoencoderKLWan) -> None:
+    """First weights of which latents tell a clip apart from the start.
+
+    Convolutions keep the size of what they read; torch's own shrink it, so that the posterior's first noise, of unit
+    variance, drowns it for thousands of steps.
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.Conv3d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type] # all have one
+    with torch.no_grad():
+        model.quant_conv.weight[model.config["z_dim"] :] *= 0.1
+        model.quant_conv.bias[model.config["z_dim"] :] = FIRST_LOG_VARIANCE
+        model.decoder.conv_out.weight *= 0.1
 
 
 @dataclass(frozen=True)
@@ -60,6 +77,8 @@ class VideoVAEStage:
             if any(found.config[name] != value for name, value in SIZES[config.size].items()):
                 raise ValueError(f"{config.start}: a video VAE of another size; accepted is --size {config.size}")
             self.model = found
+        else:
+            begin(self.model)
         self.lpips = load_lpips() if config.lpips_weight else None
         self.modules: dict[str, nn.Module] = {"video_vae": self.model}
         self.optimizers = {"reconstruction": matrix_optimizers(self.model, config, 0.0)}
