@@ -11,6 +11,7 @@ from diorama.geometry.rotations import matrix_from_quaternion
 from diorama.geometry.similarity import Similarity
 from diorama.models.perceptual import Unavailable
 from diorama.models.rae3d import RAE3D, SIZES
+from diorama.nn.neck import ATTENTIONS
 
 
 def count(module):
@@ -107,8 +108,10 @@ def test_the_image_of_a_hidden_view_does_not_matter_but_its_pose_does(model):
     assert (model.encode(pictures, places, torch.ones_like(visible)) - before).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("attention", ATTENTIONS)
 @torch.no_grad()
-def test_the_order_of_the_views_does_not_matter(model):
+def test_the_order_of_the_views_does_not_matter(attention):
+    model = rae3d(neck_attention=attention)
     pictures, places, visible = images(4, batch=(1,)), rays(4), torch.tensor([[True, True, False, True]])
     order = [0, 3, 1, 2]
     before = model.encode(pictures, places, visible)
@@ -247,9 +250,10 @@ def test_a_picture_of_the_training_mean_is_what_no_output_means(model):
     torch.testing.assert_close(made[0, 0], expected)
 
 
+@pytest.mark.parametrize("neck", ATTENTIONS)
 @pytest.mark.parametrize("mode", ["one_way", "mutual"])
-def test_gradients_reach_every_parameter(mode):
-    model = rae3d(attention=mode, point_taps=(0, 1, 1, 1)).train()
+def test_gradients_reach_every_parameter(mode, neck):
+    model = rae3d(attention=mode, neck_attention=neck, point_taps=(0, 1, 1, 1)).train()
     latents = model.encode(images(2, batch=(1,)), rays(2), torch.tensor([[True, False]]))
     made = model.decode(latents, rays(2, seed=1))
     (made.images.square().mean() + made.points.square().mean() + made.confidence.mean()).backward()
@@ -262,6 +266,61 @@ def test_saving_and_loading_gives_the_same_model(model, tmp_path):
     latents = encoded(again)
     assert torch.equal(latents, encoded(model))
     assert torch.equal(again.decode(latents, rays(1)).images, model.decode(latents, rays(1)).images)
+
+
+def test_a_neck_that_nobody_asked_for_is_not_in_the_config(model, tmp_path):
+    """So models from before there was a choice load as they are, and those of today load there."""
+    model.save_pretrained(tmp_path / "full")
+    assert "neck_attention" not in json.loads((tmp_path / "full/config.json").read_text())
+    assert RAE3D.from_pretrained(tmp_path / "full").neck.attention == "full"
+    hub = rae3d(neck_attention="hub")
+    hub.load_state_dict(model.state_dict())  # the same weights
+    hub.save_pretrained(tmp_path / "hub")
+    again = RAE3D.from_pretrained(tmp_path / "hub")
+    assert again.neck.attention == "hub" and torch.equal(encoded(again), encoded(hub))
+    assert (encoded(hub) - encoded(model)).abs().max() > 1e-2
+    with pytest.raises(ValueError, match=r"^neck_attention 'mutual': accepted are 'full', 'hub', 'one_way'$"):
+        rae3d(neck_attention="mutual")
+
+
+@torch.no_grad()
+def test_full_attention_is_one_sequence_of_latents_and_views(model):
+    """As it was before the last block left out what nobody reads."""
+    pictures, places, visible = images(3, batch=(1,)), rays(), torch.tensor([[True, False, True]])
+    tokens = model._seen(pictures[0], visible[0]) + model.ray_embed(places[0], visible[0])
+    x = torch.cat([model.queries, tokens.flatten(0, 1)])[None]
+    for block in model.neck:
+        x = block(x)[0]
+    expected = model.latent_norm(x[:, :TOKENS])
+    torch.testing.assert_close(model.encode(pictures, places, visible), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_further_views_of_any_size_join_those_encoded_before():
+    model = rae3d(neck_attention="one_way")
+    pictures, places, visible = images(5, batch=(2,)), rays(5).expand(2, -1, -1, -1, -1), torch.rand(2, 5) < 0.7
+    whole = model.encode(pictures, places, visible)
+    found, read = model.extend(None, pictures[:, 3:], places[:, 3:], visible[:, 3:])
+    torch.testing.assert_close(found, model.encode(pictures[:, 3:], places[:, 3:], visible[:, 3:]))
+    for view in (1, 2, 0):
+        found, read = model.extend(read, *(x[:, view : view + 1] for x in (pictures, places, visible)))
+    torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-5)
+    wide = rays(1, 16, 40, seed=3).expand(2, -1, -1, -1, -1)
+    more = model.extend(read, images(1, 16, 40, batch=(2,)), wide, torch.ones(2, 1, dtype=torch.bool)).latents
+    assert (more - whole).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_a_hub_is_exact_for_the_first_views_and_near_for_further_ones(model):
+    hub = rae3d(neck_attention="hub", neck_layers=4)
+    pictures, places, visible = images(4, batch=(1,)), rays(4), torch.ones(1, 4, dtype=torch.bool)
+    first, read = hub.extend(None, pictures[:, :3], places[:, :3], visible[:, :3])
+    torch.testing.assert_close(first, hub.encode(pictures[:, :3], places[:, :3], visible[:, :3]))
+    found, _ = hub.extend(read, *(x[:, 3:] for x in (pictures, places, visible)))
+    whole = hub.encode(pictures, places, visible)
+    assert 1e-4 < (found - whole).square().mean() < 0.5 * (first - whole).square().mean()
+    with pytest.raises(ValueError, match=r"^neck_attention 'full', .*: accepted here are 'hub' and 'one_way'$"):
+        model.extend(None, pictures, places, visible)
 
 
 def test_cameras_of_one_place_encode_without_a_scale(model):
@@ -311,6 +370,17 @@ def test_a_frozen_encoders_tokens_stand_where_the_patches_would(dinov2):
     visible = torch.tensor([[True, True]])
     found = model.encode(pictures, places, visible)
     torch.testing.assert_close(found, patched.encode(pictures, places, visible), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_frozen_encoder_looks_at_few_images_at_once(dinov2, monkeypatch):
+    model, pictures, places, looked = seeing(dinov2), images(5, batch=(2,)), rays(5).expand(2, -1, -1, -1, -1), []
+    visible = torch.tensor([[True, False, True, True, False], [True, False, True, True, True]])
+    before = model.encode(pictures, places, visible)
+    model.load_encoder().register_forward_pre_hook(lambda module, given: looked.append(len(given[0])))
+    monkeypatch.setattr("diorama.models.rae3d.IMAGES_AT_ONCE", 5)
+    torch.testing.assert_close(model.encode(pictures, places, visible), before, atol=1e-5, rtol=1e-5)
+    assert looked == [2, 4, 1]
 
 
 @torch.no_grad()

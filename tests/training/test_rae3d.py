@@ -419,3 +419,16 @@ def test_a_frozen_encoder_is_chosen_loaded_and_saved_with_the_model(config, tmp_
     assert all(torch.equal(p, q) for p, q in zip(frozen.parameters(), before, strict=True))
     model = RAE3D.from_pretrained(chosen.out / "model")
     assert model.config.attention == "mutual" and model.load_encoder().digest == frozen.digest  # found beside it
+
+
+@pytest.mark.parametrize("attention", ["hub", "one_way"])
+def test_a_neck_is_chosen_trained_from_another_kinds_weights_and_saved(config, tmp_path, attention):
+    model = rae3d()
+    model.save_pretrained(tmp_path / "full")
+    chosen = replace(config, neck_attention=attention, start=tmp_path / "full", steps=2, checkpoint_activations=True)
+    stage = RAE3DStage(chosen)
+    assert all(torch.equal(p, q) for p, q in zip(stage.model.parameters(), model.parameters(), strict=True))
+    before = sum(losses(stage, stage.batch(0)).values())
+    Trainer(stage, chosen).train()
+    assert sum(losses(stage, stage.batch(0)).values()) < before
+    assert RAE3D.from_pretrained(chosen.out / "model").neck.attention == attention

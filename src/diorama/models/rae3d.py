@@ -16,6 +16,7 @@ from diorama.nn.attention import KeysValues
 from diorama.nn.blocks import Block
 from diorama.nn.dpt import DPTHead
 from diorama.nn.embeddings import IMAGE_MEAN, IMAGE_STD, PatchEmbed, RayEmbed
+from diorama.nn.neck import Neck
 
 # fmt: off
 SIZES: dict[str, dict[str, Any]] = {  # keyword arguments of RAE3D by name; the paper's rows are its table 5
@@ -25,7 +26,17 @@ SIZES: dict[str, dict[str, Any]] = {  # keyword arguments of RAE3D by name; the 
     "base-1024": dict(patch=14, tokens=1024, dim=768, heads=16, neck_layers=12, decoder_layers=16, point_layers=16, point_taps=(3, 7, 11, 15), point_features=256, point_channels=(256, 512, 1024, 1024), ray_frequencies=0, ray_products=False),  # noqa: E501
 }
 # fmt: on
-ENCODER = {"encoder": PATCHES, "encoder_layers": 1, "pixel_branch": False, "encoder_digest": ""}  # left out of configs
+IMAGES_AT_ONCE = 32  # looked at together where no gradient has to keep them all
+UNSAID = {  # left out of configs, which are as they were before there was another value
+    "encoder": PATCHES, "encoder_layers": 1, "pixel_branch": False, "encoder_digest": "", "neck_attention": "full"
+}  # fmt: skip
+
+
+class Encoded(NamedTuple):
+    """A scene as far as it has been seen, and what its further views need to be told."""
+
+    latents: Float[Tensor, "batch token dim"]
+    read: list[KeysValues]  # of every view, one entry a layer of the neck
 
 
 class Decoded(NamedTuple):
@@ -89,7 +100,8 @@ class RAE3D(ModelMixin, ConfigMixin):
     """Autoencoder of posed views over a plain patch embedding (the paper's "ImgOnly") or a frozen 2D encoder.
 
     Cameras come in as Plücker maps in the first view's frame, scaled so that the farthest camera is at distance 1.
-    `attention` is "one_way" (latents do not see a target's rays; cached per scene) or "mutual" (the paper's).
+    `attention` is "one_way" (latents do not see a target's rays; cached per scene) or "mutual" (the paper's), and
+    `neck_attention` what known views see of each other: "full" (the paper's), "hub" or "one_way" (`Neck` says which).
 
     `encoder` is "patches" or a key of ENCODERS ("dinov2" is the paper's), `encoder_layers` how many of its last layers
     are summed; `pixel_branch` adds the plain patches through a gate that begins closed. The frozen weights are no part
@@ -118,6 +130,7 @@ class RAE3D(ModelMixin, ConfigMixin):
         ray_frequencies: int = 0,
         ray_products: bool = False,
         attention: str = "one_way",
+        neck_attention: str = "full",
         encoder: str = PATCHES,
         encoder_layers: int = 1,
         pixel_branch: bool = False,
@@ -137,7 +150,7 @@ class RAE3D(ModelMixin, ConfigMixin):
             self.pixel_gate = nn.Parameter(torch.zeros(dim))
         self.ray_embed = RayEmbed(dim, patch, ray_frequencies, products=ray_products)
         self.queries = nn.Parameter(0.02 * torch.randn(tokens, dim))
-        self.neck = nn.ModuleList(Block(dim, heads, depth=depth) for depth in range(neck_layers))
+        self.neck = Neck(dim, heads, neck_layers, neck_attention)
         self.latent_norm = nn.LayerNorm(dim, elementwise_affine=False)
         self.register_buffer("latent_mean", torch.zeros(tokens, dim))
         self.register_buffer("latent_std", torch.ones(tokens, dim))
@@ -151,8 +164,8 @@ class RAE3D(ModelMixin, ConfigMixin):
         self.register_buffer("image_std", torch.tensor(IMAGE_STD).reshape(3, 1, 1), persistent=False)
 
     def register_to_config(self, **told: Any) -> None:
-        """Leave out what says that there is no frozen encoder: such models are saved as they were before there was."""
-        super().register_to_config(**{key: value for key, value in told.items() if (key, value) not in ENCODER.items()})
+        """Leave out what says that an option is not used: such models are saved as they were before there was one."""
+        super().register_to_config(**{key: value for key, value in told.items() if (key, value) not in UNSAID.items()})
 
     def load_encoder(self, folder: str | Path | None = None) -> FrozenEncoder | None:
         """The frozen encoder, read at the first call; None for plain patches.
@@ -219,17 +232,47 @@ class RAE3D(ModelMixin, ConfigMixin):
 
         What `look` says of the same images need not be found again.
         """
-        batch, _, _, height, width = images.shape
-        self._check_size(height, width)
-        if looked is None:
-            seen = self._seen(images.flatten(0, 1), visible.flatten())
-        else:
-            seen = looked.flatten(0, 1) * visible.flatten()[:, None, None]
-        tokens = (seen + self.ray_embed(rays.flatten(0, 1), visible.flatten())).unflatten(0, (batch, -1)).flatten(1, 2)
-        x = torch.cat([self.queries.expand(batch, -1, -1).to(tokens.dtype), tokens], 1)
-        for block in self.neck:
-            x, _ = block(x)
-        return self.latent_norm(x[:, : self.queries.shape[0]].float())
+        tokens = self._view_tokens(images, rays, visible, looked)
+        return self.latent_norm(self.neck(self._queries(tokens), tokens).float())
+
+    def extend(
+        self,
+        before: list[KeysValues] | None,
+        images: Float[Tensor, "batch view 3 height width"],
+        rays: Float[Tensor, "batch view 6 height width"],
+        visible: Bool[Tensor, "batch view"],
+    ) -> Encoded:
+        """Encode further views of a scene beside those `read` before (None: there are none), which stay as they were.
+
+        A neck of "one_way" gives what `encode` gives of all views at once, whatever their order; one of "hub" does so
+        for the first views alone: earlier views keep what the latents knew when they came. ValueError for "full".
+        """
+        tokens = self._view_tokens(images, rays, visible)
+        latents, read = self.neck.read(self._queries(tokens), tokens, before, keep=True)
+        return Encoded(self.latent_norm(latents.float()), read)
+
+    def _queries(self, tokens: Float[Tensor, "batch view patch dim"]) -> Float[Tensor, "batch token dim"]:
+        return self.queries.expand(len(tokens), -1, -1).to(tokens.dtype)
+
+    def _view_tokens(
+        self,
+        images: Float[Tensor, "batch view 3 height width"],
+        rays: Float[Tensor, "batch view 6 height width"],
+        visible: Bool[Tensor, "batch view"],
+        looked: Float[Tensor, "batch view patch dim"] | None = None,
+    ) -> Float[Tensor, "batch view patch dim"]:
+        """What every view shows and where from."""
+        self._check_size(*images.shape[-2:])
+        batch, views = visible.shape
+        size, parts = views if torch.is_grad_enabled() else max(1, IMAGES_AT_ONCE // batch), []
+        for some in (slice(start, start + size) for start in range(0, views, size)):
+            shown = visible[:, some].flatten()
+            if looked is None:
+                seen = self._seen(images[:, some].flatten(0, 1), shown)
+            else:
+                seen = looked[:, some].flatten(0, 1) * shown[:, None, None]
+            parts.append((seen + self.ray_embed(rays[:, some].flatten(0, 1), shown)).unflatten(0, (batch, -1)))
+        return torch.cat(parts, 1)
 
     def normalize(self, latents: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
         """Latents as the denoiser sees them: unit variance for every token and channel over the dataset."""

@@ -44,6 +44,8 @@ class Config(Data):
     """Add trained patches to the encoder's tokens, through a gate that begins closed."""
     attention: Literal["one_way", "mutual"] = "one_way"
     """Whether latents attend to a target's rays as well (mutual, the paper's) or are decoded from a cache."""
+    neck_attention: Literal["full", "hub", "one_way"] = "full"
+    """What known views read: each other (full, the paper's), the latents (hub), or themselves alone (one_way)."""
     start: Path | None = None
     """Folder of a trained RAE3D of this size to begin from, instead of random weights."""
     muon_rate: float = 0.0
@@ -246,7 +248,8 @@ class RAE3DStage:
 def _model(config: Config) -> RAE3D:
     """The autoencoder to train, with its frozen encoder loaded, which is refused here where its weights are absent."""
     looking = {"encoder": config.encoder, "encoder_layers": config.encoder_layers, "pixel_branch": config.pixel_branch}
-    model = RAE3D(**SIZES[config.size], attention=config.attention, **looking)
+    reading = {"attention": config.attention, "neck_attention": config.neck_attention}
+    model = RAE3D(**SIZES[config.size], **reading, **looking)
     if config.start:
         check_weights(RAE3D, config.start)
         model.load_state_dict(RAE3D.from_pretrained(config.start, torch_dtype=torch.float32).state_dict())
