@@ -238,7 +238,7 @@ def test_vbench_scores_join_the_lines_and_are_asked_for_once(tmp_path: Path, mon
 
     monkeypatch.setattr("diorama.evaluation.benchmark.vbench_scores", scores)
     monkeypatch.setattr(
-        "diorama.evaluation.benchmark.write_video",
+        "diorama.evaluation.asking.write_video",
         lambda images, path, overwrite: (path.parent.mkdir(parents=True, exist_ok=True), path.write_bytes(b"")),
     )
     benchmark = replace(bench(), vbench=Path("vbench"))
