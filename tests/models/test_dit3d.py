@@ -54,7 +54,7 @@ def test_the_papers_sizes_have_the_papers_parameters(name, published):
     assert total == expected_parameters(model.config.dim, model.config.layers) == published
 
 
-@pytest.mark.parametrize("condition", ["channel", "token", "none"])
+@pytest.mark.parametrize("condition", ["channel", "token", "prefix", "none"])
 def test_a_new_model_says_velocity_0(condition):
     torch.manual_seed(0)
     model = DiT3D(
@@ -64,7 +64,7 @@ def test_a_new_model_says_velocity_0(condition):
     assert torch.equal(model(NOISY, TIMES, known).velocity, torch.zeros(2, TOKENS, DIM))
 
 
-@pytest.mark.parametrize("condition", ["channel", "token", "none"])
+@pytest.mark.parametrize("condition", ["channel", "token", "prefix", "none"])
 @torch.no_grad()
 def test_everything_the_denoiser_is_told_matters(condition):
     model = dit3d(condition=condition)
@@ -85,7 +85,7 @@ def test_everything_the_denoiser_is_told_matters(condition):
     assert (rolled - before).abs().max() > 1e-2, "a token's index must matter"
 
 
-@pytest.mark.parametrize("condition", ["channel", "token", "none"])
+@pytest.mark.parametrize("condition", ["channel", "token", "prefix", "none"])
 @torch.no_grad()
 def test_samples_of_a_batch_do_not_see_each_other(condition):
     model = dit3d(condition=condition)
@@ -95,7 +95,7 @@ def test_samples_of_a_batch_do_not_see_each_other(condition):
     torch.testing.assert_close(both[1:], one, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("condition", ["channel", "token"])
+@pytest.mark.parametrize("condition", ["channel", "token", "prefix"])
 @torch.no_grad()
 def test_a_shared_state_reproduces_the_output_and_skips_the_backbone(condition):
     model = dit3d(condition=condition)
@@ -105,6 +105,24 @@ def test_a_shared_state_reproduces_the_output_and_skips_the_backbone(condition):
     assert torch.equal(again.velocity, whole.velocity)
     other = model(NOISY.flip(0), TIMES, KNOWN, state=whole.state)  # the head still reads the noisy tokens themselves
     assert (other.velocity - whole.velocity).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_only_as_a_prefix_known_tokens_have_keys_and_values_that_no_step_changes():
+    """As more tokens of one sequence they see the noisy ones and the time, so that nothing of them could be kept."""
+    model = dit3d(condition="prefix", classes=2, scale=True)
+    told = dict(label=torch.tensor([0, 2]), log_scale=torch.tensor([0.3, torch.nan]))
+    prefix = model.prefix(KNOWN, **told)
+    for noisy, times in ((NOISY, TIMES), (NOISY.flip(0), TIMES / 2)):
+        whole = model(noisy, times, KNOWN, **told).velocity
+        assert torch.equal(model(noisy, times, KNOWN, prefix=prefix, **told).velocity, whole)
+    unlike = model(NOISY, TIMES, KNOWN, prefix=model.prefix(KNOWN.flip(0), **told), **told).velocity
+    assert (unlike - model(NOISY, TIMES, KNOWN, **told).velocity).abs().max() > 1e-2
+    mixed, seen = dit3d(condition="token"), []
+    mixed.blocks[1].register_forward_hook(lambda _, inputs, output: seen.append(output[1].keys[:, :, TOKENS:]))
+    for noisy, times in ((NOISY, TIMES), (NOISY.flip(0), TIMES), (NOISY, TIMES / 2)):
+        mixed(noisy, times, KNOWN)
+    assert all((keys - seen[0]).abs().max() > 1e-2 for keys in seen[1:])
 
 
 @torch.no_grad()
@@ -119,7 +137,7 @@ def test_each_class_has_its_own_row_and_the_last_is_no_class():
 
 
 def test_what_does_not_fit_the_condition_is_refused():
-    with pytest.raises(ValueError, match=r"^condition 'cross': accepted are 'channel', 'token' and 'none'$"):
+    with pytest.raises(ValueError, match=r"^condition 'cross': accepted are 'channel', 'token', 'prefix' and 'none'$"):
         dit3d(condition="cross")
     with pytest.raises(ValueError, match="condition 'none'"):
         dit3d(condition="none")(NOISY, TIMES, KNOWN)
@@ -127,7 +145,7 @@ def test_what_does_not_fit_the_condition_is_refused():
         dit3d()(NOISY, TIMES)
 
 
-@pytest.mark.parametrize("condition", ["channel", "token", "none"])
+@pytest.mark.parametrize("condition", ["channel", "token", "prefix", "none"])
 def test_gradients_reach_every_parameter(condition):
     model = dit3d(condition=condition, classes=1).train()
     output = model(NOISY, TIMES, None if condition == "none" else KNOWN, torch.tensor([0, 1]))

@@ -63,3 +63,16 @@ def test_a_shared_state_saves_the_backbone():
         noisy, t, state = torch.empty(1, 1024, 768), torch.empty(1), torch.empty(1, 1024, 1152)
     whole, head = (counted(lambda s=s: model(noisy, t, noisy, state=s)) for s in (None, state))
     assert 1.40e12 < whole < 1.42e12 and 0.35e12 < head < 0.36e12  # 1411 and 358 GFLOP
+
+
+def test_a_prefix_saves_nearly_half_of_the_known_tokens_as_a_sequence():
+    """XL at m = 1024: known tokens cost their attention alone, once their keys and values are there."""
+    noisy, t = torch.empty(1, 1024, 768, device="meta"), torch.empty(1, device="meta")
+    with torch.device("meta"):
+        sequence, apart = (
+            DiT3D(tokens=1024, channels=768, **DENOISERS["XL"], condition=c) for c in ("token", "prefix")
+        )
+        prefix = apart.prefix(noisy)
+    whole = counted(lambda: sequence(noisy, t, noisy))
+    step = counted(lambda: apart(noisy, t, noisy, prefix=prefix))
+    assert 2.70e12 < whole < 2.75e12 and 1.52e12 < step < 1.56e12  # 2727 and 1540 GFLOP

@@ -9,7 +9,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from diorama.nn.attention import RMSNorm
+from diorama.nn.attention import KeysValues, RMSNorm
 from diorama.nn.blocks import ModulatedBlock, modulate
 from diorama.nn.embeddings import TimeEmbed
 
@@ -57,9 +57,11 @@ class DiT3D(ModelMixin, ConfigMixin):
     """Velocity of noisy latent tokens given the tokens of what is known.
 
     `condition` is "channel" (known tokens beside the noisy ones, index by index), "token" (as more tokens of the
-    backbone's sequence) or "none". `classes` > 0 adds a table for class-conditional pre-training, whose last row is
-    the null class. `head_index` gives the head its own index embedding. `scale` adds a condition that says how far the
-    farthest camera is for what the first view shows, without which one photo leaves that open (not in the paper).
+    backbone's sequence), "prefix" (the same, but they see only each other and no time, so that their keys and values
+    serve all steps; not in the paper) or "none". `classes` > 0 adds a table for class-conditional pre-training, whose
+    last row is the null class. `head_index` gives the head its own index embedding. `scale` adds a condition that says
+    how far the farthest camera is for what the first view shows, without which one photo leaves that open (not in the
+    paper).
     """
 
     config_name = "config.json"
@@ -85,15 +87,16 @@ class DiT3D(ModelMixin, ConfigMixin):
         scale: bool = False,
     ) -> None:
         super().__init__()
-        if condition not in ("channel", "token", "none"):
-            raise ValueError(f"condition {condition!r}: accepted are 'channel', 'token' and 'none'")
+        if condition not in ("channel", "token", "prefix", "none"):
+            raise ValueError(f"condition {condition!r}: accepted are 'channel', 'token', 'prefix' and 'none'")
         inputs = 2 * channels if condition == "channel" else channels
         self.input = nn.Linear(inputs, dim)
         self.head_input = nn.Linear(inputs, head_dim)
         self.table = nn.Parameter(0.02 * torch.randn(tokens, dim))
         self.head_table = nn.Parameter(0.02 * torch.randn(tokens, head_dim)) if head_index else None
-        self.known_input = nn.Linear(channels, dim) if condition == "token" else None
-        self.kind = nn.Parameter(0.02 * torch.randn(2, dim)) if condition == "token" else None  # noisy, known
+        apart = condition in ("token", "prefix")
+        self.known_input = nn.Linear(channels, dim) if apart else None
+        self.kind = nn.Parameter(0.02 * torch.randn(2, dim)) if apart else None  # noisy, known
         self.time = TimeEmbed(dim)
         self.label = nn.Embedding(classes + 1, dim) if classes else None
         self.scale_embed = ScaleEmbed(dim) if scale else None
@@ -136,20 +139,47 @@ class DiT3D(ModelMixin, ConfigMixin):
         known: Float[Tensor, "batch token channel"] | None = None,
         label: Int[Tensor, " batch"] | None = None,
         log_scale: Float[Tensor, " batch"] | None = None,
+        *,
+        prefix: list[KeysValues] | None = None,
     ) -> Float[Tensor, "batch token dim"]:
         """The head's condition for every token; changes slowly over t, so that near steps may share it (DDT)."""
         time = self.time(t).to(noisy.dtype)[:, None]
-        condition = time if self.label is None or label is None else time + self.label(label)[:, None]
-        if self.scale_embed is not None and log_scale is not None:
-            condition = condition + self.scale_embed(log_scale)[:, None]
-        condition = nn.functional.silu(condition)
+        condition = self._condition(time, label, log_scale)
         x = self.input(self._with_known(noisy, known)) + self.table
         tokens = x.shape[1]
         if self.known_input is not None and self.kind is not None:
-            x = torch.cat([x + self.kind[0], self.known_input(known) + self.table + self.kind[1]], 1)
-        for block in self.blocks:
-            x, _ = block(x, condition)
+            x = x + self.kind[0]
+        if self.config.condition == "token":
+            x = torch.cat([x, self._known_tokens(known)], 1)
+        elif self.config.condition == "prefix" and prefix is None:
+            prefix = self.prefix(known, label, log_scale)  # type: ignore[arg-type]
+        for block, memory in zip(self.blocks, prefix or [None] * len(self.blocks), strict=True):
+            x, _ = block(x, condition, memory)
         return nn.functional.silu(time + x[:, :tokens])
+
+    def prefix(
+        self,
+        known: Float[Tensor, "batch token channel"],
+        label: Int[Tensor, " batch"] | None = None,
+        log_scale: Float[Tensor, " batch"] | None = None,
+    ) -> list[KeysValues]:
+        """Each block's keys and values of the known tokens, which no step changes; of a model with such a condition."""
+        x, memory = self._known_tokens(known), []
+        condition = self._condition(torch.zeros_like(x[:, :1]), label, log_scale)
+        for block in self.blocks:
+            x, own = block(x, condition)
+            memory.append(own)
+        return memory
+
+    def _condition(self, start: Tensor, label: Tensor | None, log_scale: Tensor | None) -> Tensor:
+        if self.label is not None and label is not None:
+            start = start + self.label(label)[:, None]
+        if self.scale_embed is not None and log_scale is not None:
+            start = start + self.scale_embed(log_scale)[:, None]
+        return nn.functional.silu(start)
+
+    def _known_tokens(self, known: Tensor | None) -> Tensor:
+        return self.known_input(known) + self.table + self.kind[1]  # type: ignore[misc, index]
 
     def forward(
         self,
@@ -159,8 +189,10 @@ class DiT3D(ModelMixin, ConfigMixin):
         label: Int[Tensor, " batch"] | None = None,
         state: Float[Tensor, "batch token dim"] | None = None,
         log_scale: Float[Tensor, " batch"] | None = None,
+        *,
+        prefix: list[KeysValues] | None = None,
     ) -> DiTOutput:
-        """Velocity at time t (1 = noise); a given `state` skips the backbone.
+        """Velocity at time t (1 = noise); a given `state` skips the backbone, a given `prefix` the known tokens.
 
         `log_scale` is the logarithm of the farthest camera's distance from the first, in median depths of the first
         view; NaN where that is not known.
@@ -170,7 +202,7 @@ class DiT3D(ModelMixin, ConfigMixin):
         if log_scale is not None and self.scale_embed is None:
             raise ValueError("log_scale given: this DiT3D was made without scale")
         if state is None:
-            state = self.backbone(noisy, t, known, label, log_scale)
+            state = self.backbone(noisy, t, known, label, log_scale, prefix=prefix)
         condition = self.state_projection(state)
         x = self.head_input(self._with_known(noisy, known))
         if self.head_table is not None:
