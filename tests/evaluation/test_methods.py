@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests import published_vggt
+from tests import published_gen3r, published_vggt
 
 from diorama.evaluation.baselines import best_blur
 from diorama.evaluation.methods import SIMPLE, Bound, Failure, Generation, Oracle, Prediction, Regression, find
@@ -112,7 +112,7 @@ def test_cameras_to_be_predicted_are_a_failure_where_that_cannot_be(
 
 
 def test_unknown_methods_and_senseless_flags_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"'nerf': accepted are tiny, .*tiny-regression, nearest.*\{folder\}"):
+    with pytest.raises(ValueError, match=r"'nerf': accepted are tiny, .*tiny-regression, .*nearest.*\{folder\}"):
         find("nerf")
     with pytest.raises(ValueError, match="samples nothing"):
         find("mean", steps=3)
@@ -135,3 +135,35 @@ def test_vggt_answers_for_all_views_without_cameras_and_for_no_others(truths: li
         assert found == Failure("VGGT-1B answers where all views are known and their cameras are not told")
     with pytest.raises(ValueError, match="samples nothing"):
         find(str(tmp_path / "VGGT-1B"), device="cpu", steps=4)
+
+
+def test_gen3rs_parts_are_methods_of_their_own(
+    truths: list[Views], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIORAMA_CACHE", str(tmp_path))
+    folder, truth = str(published_gen3r.write(tmp_path / "gen3r")), truths[0]
+    shot, order = Shot(len(truth), SIDE, SIDE), (2, 0, 3, 1)
+    known = Condition(Views(truth.images[list(order)]), order)
+    made = {}
+    for way in ("vae", "vggt"):
+        method = find(f"{folder}-{way}", device="cpu")
+        method.pipeline.register_to_config(pixels=112 * 112)
+        assert method.name == f"gen3r-{way}" and method.licence.startswith("non-commercial")
+        (made[way],) = method.generate([known], [shot], [0])
+        assert made[way].condition is known and made[way].views.images.shape == (4, 3, 112, 112)
+        (found,) = method.generate([Condition(Views(truth.images[:1]), (0,))], [truth.cameras], [0])
+        assert found == Failure(f"gen3r-{way} answers where all views are known")
+        with pytest.raises(ValueError, match="samples nothing"):
+            find(f"{folder}-{way}", device="cpu", steps=4)
+    photos = Views(truth.images).resized(112, 112).images  # in the order of their places
+    assert float((made["vggt"].views.images - photos).abs().mean()) < 0.05
+    assert float((made["vae"].views.images - photos).abs().mean()) > 0.05
+    both = find(f"{folder}-two-stage", device="cpu", steps=1, guidance=1.0)
+    both.pipeline.register_to_config(pixels=112 * 112)
+    request = [Condition(Views(truth.images, truth.cameras)[(0,)], (0,))], [truth.cameras], [3]
+    (plain,), (other,) = both.made.generate(*request), both.generate(*request)
+    assert torch.equal(plain.views.images, other.views.images)
+    assert not torch.allclose(plain.views.depth, other.views.depth)
+    assert both.settings["steps"] == 1 and both.settings != both.made.settings
+    with pytest.raises(ValueError, match=r"^tiny-vae: tiny has no such parts; accepted is Gen3R with -vae$"):
+        find("tiny-vae", device="cpu")

@@ -11,6 +11,7 @@ from diorama.geometry.similarity import Similarity
 from diorama.geometry.trajectories import pan
 from diorama.pipelines.base import size_in_units
 from diorama.pipelines.gen3r import UNIT
+from diorama.pipelines.gen3r_reconstruction import two_stage
 from diorama.scene import Condition, Shot, Views
 
 SIDE = 112
@@ -253,6 +254,37 @@ def test_without_diffusion_the_photos_go_through_the_autoencoders(model):
     torch.testing.assert_close(backwards.views.images, scene.views.images, atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match=r"^2 known of 5 views: without diffusion accepted are all$"):
         model.reconstruct(known[[0, 4]], cameras(), steps=0)
+    named = model.reconstruct(known, by="vae")
+    assert torch.equal(named.latents, scene.latents) and named.provenance.settings["by"] == "vae"
+    with pytest.raises(ValueError, match=r"^3 steps by 'vae': it leaves diffusion out; accepted is no number"):
+        model.reconstruct(known, by="vae", steps=3)
+    with pytest.raises(ValueError, match=r"^by 'magic': accepted are diffusion, vae, vggt$"):
+        model.reconstruct(known, by="magic")
+
+
+def test_by_vggt_alone_the_photos_stay_and_their_geometry_is_vggts(model):
+    known = Views(images(5, SIDE, SIDE))
+    scene = model.reconstruct(known, by="vggt")
+    assert torch.equal(scene.views.images, known.images) and scene.latents is None
+    with torch.no_grad():
+        seen = model.vggt(known.images[None])
+    depth = scene.views.depth / scene.views.depth.median() * seen.depth[0].median()
+    torch.testing.assert_close(depth, seen.depth[0], rtol=1e-3, atol=1e-3)
+    backwards = model.reconstruct(replace(known, cameras=cameras())[[4, 3, 2, 1, 0]], cameras(), by="vggt")
+    assert torch.equal(backwards.views.images, known.images)
+    assert torch.equal(backwards.views.cameras.camera_to_world, cameras().camera_to_world)
+
+
+def test_two_stage_is_the_generated_pictures_as_vggt_sees_them(model):
+    scene = model.generate(photo(), cameras())
+    other = two_stage(model, scene)
+    assert torch.equal(other.views.images, scene.views.images)
+    assert torch.equal(other.views.cameras.camera_to_world, cameras().camera_to_world)
+    again = model.reconstruct(Views(scene.views.images, cameras()), by="vggt").views
+    ratio = other.views.depth / again.depth  # the scene's scale may be another where the path tells none
+    assert float(ratio.std() / ratio.mean()) < 1e-3 and not torch.allclose(other.views.depth, scene.views.depth)
+    free = two_stage(model, model.generate(photo(), SHOT))
+    torch.testing.assert_close(free.views.cameras.camera_to_world[0], torch.eye(4), atol=1e-5, rtol=0)
 
 
 def test_steps_that_hardly_change_keep_their_answer(model):
@@ -285,6 +317,8 @@ def test_tiles_of_the_video_are_nearly_the_whole(model):
         ((84, 112), (112, 112)),
         ((1, 1), (112, 112)),
         ((3000, 4000), (448, 560)),  # what is far too large, to about the area trained at
+        ((84, 149), (112, 112)),  # nearer proportions at twice the area are not near
+        ((112, 224), (112, 224)),
     ],
 )
 def test_sizes_that_it_makes(asked, made):

@@ -1,5 +1,8 @@
 """VGGT as a pipeline: photos of any size to cameras, depth and points; every layout of its weights; each refusal."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -34,6 +37,41 @@ def scene(vggt, photos):
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     return published_vggt.write(tmp_path_factory.mktemp("VGGT") / "1B")
+
+
+def test_a_part_of_gen3r_looks_at_photos_as_large_as_that_was_trained_with(tmp_path, monkeypatch):
+    """Its own encoder would take 518 pixels."""
+    index = {"_class_name": "Gen3RPipeline", "title": "small", "licence": "CC0-1.0", "pixels": 42 * 42}
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small/model_index.json").write_text(json.dumps(index))
+    VGGT(**SIZES["tiny"]).save_pretrained(tmp_path / "small/vggt")
+    found = VGGTPipeline.load_folder(tmp_path / "small")
+    assert found.size_of(300, 400) == (28, 42)
+    assert (found.config.title, found.config.licence) == ("VGGT of small", "CC0-1.0")
+    found.save_pretrained(tmp_path / "again")
+    assert VGGTPipeline.load_folder(tmp_path / "again").size_of(300, 400) == (28, 42)
+    index["pixels"] = 560 * 560  # more than its encoder's own
+    (tmp_path / "small/model_index.json").write_text(json.dumps(index))
+    assert VGGTPipeline.load_folder(tmp_path / "small").size_of(300, 400) == (392, 518)
+
+
+def test_whose_vggt_is_taken_where_none_is_named(tmp_path, published, monkeypatch):
+    """In turn: what was downloaded alone, what was downloaded with Gen3R, and if that is meant what is embedded."""
+    cache, weights = tmp_path / "cache", tmp_path / "weights"
+    monkeypatch.setenv("DIORAMA_CACHE", str(cache))
+    monkeypatch.setattr("diorama.pipelines.base.WEIGHTS", weights)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    for home in (weights / "small", cache / "gen3r"):
+        shutil.copytree(published, home / "vggt")
+    (weights / "small/model_index.json").write_text('{"_class_name": "Gen3RPipeline"}')
+    (cache / "gen3r/geo_adapter").mkdir()
+    assert located() == located(embedded=True) == located("gen3r") == cache / "gen3r"
+    assert located("small") == weights / "small"
+    (cache / "gen3r/vggt/.model.safetensors.part").touch()  # was not fetched to the end
+    assert located(embedded=True) == weights / "small"
+    assert "holds no VGGT" in refusal(located)
+    shutil.copytree(published, cache / "vggt")
+    assert located() == located(embedded=True) == cache / "vggt"
 
 
 def refusal(call, *arguments, **options):

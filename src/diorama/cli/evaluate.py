@@ -23,10 +23,12 @@ class Arguments:
     """Who is asked what."""
 
     method: Annotated[Positional[str], arg(metavar="METHOD", help_behavior_hint="")]
-    """tiny, tiny-regression, a saved model's folder; nearest, nearest-blurred, mean, plane-warp; the bounds depth-warp
-    and truth; or another program as "COMMAND {folder}" (docs/evaluation.md)."""
+    """tiny, tiny-regression, tiny-gen3r, its -vae, -vggt or -two-stage, a saved model's folder; nearest,
+    nearest-blurred, mean, plane-warp; the bounds depth-warp and truth; or another program as "COMMAND {folder}"
+    (docs/evaluation.md)."""
     benchmark: Annotated[Positional[str], arg(metavar="BENCHMARK", help_behavior_hint="")]
-    """worlds (nothing to download); 3drae, gen3r, re10k, seva, tanks-and-temples, mip-nerf-360, dtu (with --data)."""
+    """worlds, worlds-clips (nothing to download); 3drae, gen3r, re10k, seva, tanks-and-temples, mip-nerf-360, dtu (with
+    --data)."""
     out: Path
     """Folder of the results; a run that was stopped continues where it was."""
     quick: Annotated[bool, arg(help_behavior_hint="")] = False
@@ -46,7 +48,8 @@ class Arguments:
     features: tuple[str, ...] = ("worlds64",)
     """Nets for distances between sets of pictures: worlds64, inception, dinov2."""
     poses: Annotated[str, arg(metavar="none|colmap|vggt[:FOLDER]")] = "none"
-    """What estimates the cameras of generated pictures: the package pycolmap, or VGGT with weights in a folder."""
+    """What estimates the cameras of generated pictures: the package pycolmap; VGGT of a folder or a model, else as it
+    was downloaded, else the small one that comes with the package."""
     vbench: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")] = None
     """VBench's own command in an environment of its own."""
     name: Annotated[str | None, arg(help_behavior_hint="")] = None
@@ -142,7 +145,7 @@ def _protocol(options: Arguments) -> "Protocol":
 
 
 def _method(options: Arguments, protocol: "Protocol") -> "Method":
-    from diorama.evaluation.methods import SIMPLE, find
+    from diorama.evaluation.methods import find, samples
     from diorama.evaluation.outside import FOLDER, Outside
 
     outside = FOLDER in options.method
@@ -151,7 +154,7 @@ def _method(options: Arguments, protocol: "Protocol") -> "Method":
     if outside:
         return Outside(options.method, options.out / "outside", options.name or "", options.licence)
     steps, guidance = options.steps, options.guidance
-    if options.method not in SIMPLE and not options.method.endswith("-regression"):
+    if samples(options.method):
         steps = protocol.steps if steps is None else steps
         guidance = protocol.guidance if guidance is None else guidance
     return find(options.method, device=options.device, steps=steps, guidance=guidance)

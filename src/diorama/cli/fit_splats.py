@@ -127,7 +127,7 @@ def _views(scene: "Scene", options: Arguments) -> "tuple[Views, str]":
     cameras, count = scene.views.cameras, options.fit.views
     assert cameras is not None
     model = options.model.model or scene.provenance.model
-    decodable = scene.latents is not None and scene.latent_frame is not None
+    decodable = scene.latents is not None and scene.latents.ndim == 2 and scene.latent_frame is not None  # tokens
     if options.model.model and not decodable:
         raise ValueError(f"{options.scene}: a scene without latents, which no --model decodes; leave it out")
     if count == 0 or not decodable or (not options.model.model and model not in embedded_models()):

@@ -17,6 +17,7 @@ from diorama.cli.requests import (
     SceneArguments,
     SeedFlags,
     check,
+    counted,
     fitted,
     requested,
     target,
@@ -67,7 +68,7 @@ def run(arguments: list[str]) -> int:
         )
     if options.photo.poses is not None or given(options.parts):  # which take a while, or are for some models only
         check_model(flags.model, flags.device, options.parts, scaled=True)
-    request = requested(options.photo, options.path, flags.device)
+    request = requested(options.photo, counted(options.path, flags.model), flags.device)
     from diorama.pipelines.base import load
 
     pipeline = load(flags.model, flags.device, **options.parts.loading)

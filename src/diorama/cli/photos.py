@@ -28,7 +28,8 @@ class PhotoFlags:
     fov: Annotated[float | None, arg(metavar="DEGREES", help_behavior_hint="(default: from EXIF, else 60)")] = None
     """Field of view along the longer side, where no camera is given."""
     poses: Annotated[str | None, arg(metavar="vggt[:FOLDER]|colmap", help_behavior_hint="")] = None
-    """What finds the cameras of photos without any: VGGT with weights in a folder, or the package pycolmap."""
+    """What finds the cameras of photos without any: VGGT (of a folder or a model; else as it was downloaded; else the
+    small one that comes with the package), or the package pycolmap."""
 
 
 class Taken(NamedTuple):
@@ -187,7 +188,7 @@ def _estimated(flags: PhotoFlags, most: int, device: str) -> Taken:
     if cameras is None:
         found = f"no cameras found for all {len(views)} photos"
         raise ValueError(f"--poses {flags.poses}: {found}; accepted are sharp photos that overlap")
-    name = f"{str(flags.poses).partition(':')[0]} ({estimator.licence})"  # type: ignore[attr-defined]
+    name = f"{estimator.title} ({estimator.licence})"  # type: ignore[attr-defined]
     print(f"cameras of {len(views)} photos by {name}")
     return Taken(replace(views, cameras=cameras), cameras, tuple(range(len(views))), name)
 

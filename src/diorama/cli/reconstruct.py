@@ -4,7 +4,7 @@ import math
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import arg
@@ -16,6 +16,7 @@ from diorama.cli.requests import (
     CONFIG,
     SceneArguments,
     check,
+    counted,
     fitted,
     parsed_size,
     requested,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 ABOUT = """Make a scene from photos of it.
 
 tiny: posed photos, along any path. VGGT: any photos, cameras found. Both in one pass, without diffusion. Gen3R: the
-photos' own views, made anew by diffusion steps, or by its autoencoders alone with --steps 0.
+photos' own views, --by diffusion, by its autoencoders alone (vae), or by its VGGT alone.
 """
 
 
@@ -39,14 +40,21 @@ photos' own views, made anew by diffusion steps, or by its autoencoders alone wi
 class DiffusionFlags(PartsFlags):
     """For Gen3R, which reconstructs by diffusion and is made of many large parts; others refuse these."""
 
+    by: Annotated[Literal["diffusion", "vae", "vggt"] | None, arg(help_behavior_hint="(default: diffusion)")] = None
+    """Made anew from noise; through the autoencoders and back; or the photos themselves with what VGGT says of them."""
     steps: Annotated[int | None, arg(help_behavior_hint="(default: the model's)")] = None
-    """Sampling steps; 0 leaves diffusion out."""
+    """Sampling steps; 0 means --by vae."""
     guidance: Annotated[float | None, arg(help_behavior_hint="(default: the model's)")] = None
     """How much the prompt counts: 1 samples without guidance."""
     prompt: Annotated[str | None, arg(help_behavior_hint="")] = None
     """What the photos show."""
     seed: Annotated[int | None, arg(help_behavior_hint="(default: 0)")] = None
     """Another seed gives another scene where the photos leave it open."""
+
+    @property
+    def samples(self) -> bool:
+        """Whether diffusion takes part."""
+        return self.by in (None, "diffusion") and self.steps != 0
 
 
 @dataclass(frozen=True)
@@ -70,10 +78,10 @@ def run(arguments: list[str]) -> int:
     if means_vggt(model):
         return _by_vggt(options, out)
     diffuses = check_model(model, device, flags).staged  # now, because what follows takes a while
-    if flags.steps == 0:
-        only = {name: value for name, value in flags.sampling.items() if name not in ("steps", "tiling", "points")}
-        no_such(only, "--steps 0 leaves diffusion out")
-    request = (requested_all if diffuses else requested)(options.photo, options.path, device)
+    if not flags.samples:
+        _check_undiffused(flags)
+    path = counted(options.path, model)
+    request = (requested_all if diffuses else requested)(options.photo, path, device)
     from diorama.export.save import save
     from diorama.pipelines.base import load
 
@@ -88,11 +96,23 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
+def _check_undiffused(flags: DiffusionFlags) -> None:
+    """ValueError for flags that mean nothing without diffusion, or that contradict it."""
+    if flags.by == "diffusion":
+        raise ValueError("--steps 0: --by diffusion takes 1 or more; --by vae leaves it out")
+    for_all = ("by", "points") if flags.by == "vggt" else ("by", "points", "tiling")
+    asked = {name: value for name, value in flags.sampling.items() if name not in for_all}
+    why = f"--by {flags.by}" if flags.by else f"--steps {asked.pop('steps')}"
+    if asked.get("steps") == 0:  # which is as much as to say --by vae
+        del asked["steps"]
+    no_such(asked, f"{why} leaves diffusion out")
+
+
 def _made(
     pipeline: "ScenePipeline", condition: Any, wanted: Any, flags: DiffusionFlags
 ) -> "tuple[Scene, dict[str, float]]":
     """The scene, and how many seconds each part of making it took."""
-    samples = pipeline.staged and flags.steps != 0
+    samples = pipeline.staged and flags.samples
     with Progress("sampling") as progress:
         how = {**flags.sampling, "on_step": progress} if samples else flags.sampling
         scene = pipeline.reconstruct(condition.views, wanted, **how)
@@ -103,7 +123,7 @@ def _made(
 def _by_vggt(options: Arguments, out: Path) -> int:
     """Find the cameras, depth and points of photos without any of these, and write them with the photos."""
     path, model = options.path, options.model.model
-    check("--views", path.views, path.views >= 1, "1 or more")
+    check("--views", path.count, path.count >= 1, "1 or more")
     parsed_size(path.size or "1", 1, 1)
     for flag, value in (("--trajectory", path.trajectory), ("--poses", options.photo.poses)):
         if value is not None:
@@ -111,7 +131,7 @@ def _by_vggt(options: Arguments, out: Path) -> int:
     asked = given(options.parts)
     points = asked.pop("points", "depth")
     no_such(asked, "VGGT is read in float32 and looks at the photos once")
-    views = unposed(options.photo, path.views, "VGGT")
+    views = unposed(options.photo, path.count, "VGGT")
     from diorama.export.save import save
     from diorama.pipelines.base import pick_device
     from diorama.pipelines.vggt import VGGTPipeline, located

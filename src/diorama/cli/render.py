@@ -43,7 +43,7 @@ def run(arguments: list[str]) -> int:
         config=CONFIG,
     )
     flags = options.path
-    check("--views", flags.views, flags.views >= 1, "1 or more")
+    check("--views", flags.views, flags.count >= 1, "1 or more")
     parsed_size(flags.size or "1", 1, 1)
     out = target(options.output, "rendering")
     from diorama.data.open import open

@@ -4,6 +4,7 @@ import math
 import os
 import re
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
 SIDE = 1024  # pixels of cameras without a photo, until the model is known
+VIEWS = 16  # unless asked for otherwise, or the model makes clips of another length
 SAME = 1e-4  # share of the path's extent, radians, image widths: cameras nearer than this are one
 FREE = "free"  # the --trajectory of cameras that the model finds
 OWN_MODEL = {"''": "the one that made the scene"}  # as tyro shows the default of `render`
@@ -34,10 +36,15 @@ class PathFlags:
     ] = None
     """A movement with how far it goes (orbit:30, dolly:0.5; a wrong name lists all), a file with cameras, or free:
     Gen3R then chooses the cameras and tells them."""
-    views: int = 16
+    views: Annotated[int | None, arg(help_behavior_hint="(default: 16, or a whole clip of Gen3R)")] = None
     """Number of views; longer files of cameras are thinned out to it."""
     size: Annotated[str | None, arg(metavar="N|HxW", help_behavior_hint="(default: as trained)")] = None
     """Longer side in pixels, or height and width, to which photos are cropped; rounded to what the model can make."""
+
+    @property
+    def count(self) -> int:
+        """Number of views, also where none was asked for."""
+        return VIEWS if self.views is None else self.views
 
 
 @dataclass(frozen=True)
@@ -124,11 +131,11 @@ class Request:
 
 def requested(photos: PhotoFlags, path: PathFlags, device: str = "auto") -> Request:
     """Known views and wanted cameras, both read and checked; the cameras have the photos' size."""
-    check("--views", path.views, path.views >= 1, "1 or more")
+    check("--views", path.count, path.count >= 1, "1 or more")
     parsed_size(path.size or "1", 1, 1)
     if path.trajectory == FREE:
         return _free(photos, path)
-    found = taken(photos, path.views, device)
+    found = taken(photos, path.count, device)
     if found is None:
         from diorama.geometry.cameras import Cameras
 
@@ -147,18 +154,18 @@ def requested(photos: PhotoFlags, path: PathFlags, device: str = "auto") -> Requ
 
 def requested_all(photos: PhotoFlags, path: PathFlags, device: str = "auto") -> Request:
     """Photos all of which are wanted views themselves, with their cameras where anything tells these."""
-    check("--views", path.views, path.views >= 1, "1 or more")
+    check("--views", path.count, path.count >= 1, "1 or more")
     parsed_size(path.size or "1", 1, 1)
     if path.trajectory not in (None, FREE):
         why = "the photos' own views are made, from their cameras or, where it is free, from those that the model finds"
         raise ValueError(f"--trajectory {path.trajectory}: {why}; 'diorama generate' makes others")
     if path.trajectory == FREE or not _tells_cameras(photos):
-        views = unposed(photos, path.views, "--trajectory free")
-        chosen = _some(len(views), path.views)
+        views = unposed(photos, path.count, "--trajectory free")
+        chosen = _some(len(views), path.count)
         return Request(_shot(len(chosen), views), views[chosen], tuple(range(len(chosen))))
-    found = taken(photos, path.views, device)
+    found = taken(photos, path.count, device)
     assert found is not None
-    chosen = _some(len(found.views), path.views)
+    chosen = _some(len(found.views), path.count)
     cameras = found.cameras[[found.at[place] for place in chosen]]
     known = replace(found.views[chosen], cameras=cameras)
     return Request(cameras, known, tuple(range(len(chosen))), found.poses)
@@ -170,10 +177,10 @@ def _free(photos: PhotoFlags, path: PathFlags) -> Request:
 
     if not photos.photos:
         raise ValueError("--trajectory free: no photos given; accepted is one photo or more")
-    views = unposed(photos, path.views, "--trajectory free")
-    if path.views < len(views):
-        raise ValueError(f"--views {path.views}: {len(views)} photos are known; accepted is {len(views)} or more")
-    return Request(_shot(path.views, views), views, keyframe_places(len(views), path.views))
+    views = unposed(photos, path.count, "--trajectory free")
+    if path.count < len(views):
+        raise ValueError(f"--views {path.count}: {len(views)} photos are known; accepted is {len(views)} or more")
+    return Request(_shot(path.count, views), views, keyframe_places(len(views), path.count))
 
 
 def _shot(count: int, views: "Views") -> "Shot":
@@ -210,14 +217,14 @@ def _posed(known: "Views", cameras: "Cameras", at: tuple[int, ...], path: PathFl
     """The wanted cameras of photos that are some of `cameras`: a movement, or along these."""
     if path.trajectory is not None or cameras.views == 1:
         return _with_known(known, camera_path(path, cameras[at[0]]))
-    if path.views < len(known):
-        raise ValueError(f"--views {path.views}: {len(known)} photos are known; accepted is {len(known)} or more")
+    if path.count < len(known):
+        raise ValueError(f"--views {path.count}: {len(known)} photos are known; accepted is {len(known)} or more")
     if cameras.views > len(known):
-        places = thinned(cameras.views, path.views, at)
+        places = thinned(cameras.views, path.count, at)
         return Request(cameras[places], known, tuple(places.index(place) for place in at))
     from diorama.geometry.trajectories import interpolate, keyframe_places
 
-    return Request(interpolate(cameras, path.views), known, keyframe_places(len(known), path.views))
+    return Request(interpolate(cameras, path.count), known, keyframe_places(len(known), path.count))
 
 
 def camera_path(flags: PathFlags, start: "Cameras") -> "Cameras":
@@ -228,13 +235,13 @@ def camera_path(flags: PathFlags, start: "Cameras") -> "Cameras":
     text = flags.trajectory or "orbit"
     if is_file(text):
         found = read_cameras(text, unstated=(start.height, start.width))
-        return found[thinned(found.views, flags.views)].widened(start.height, start.width)
+        return found[thinned(found.views, flags.count)].widened(start.height, start.width)
     name, _, amount = text.partition(":")
     try:
         amplitude = float(amount) if amount else None
     except ValueError:
         raise ValueError(f"--trajectory {text}: {amount!r} is no number; accepted is as in orbit:30") from None
-    return trajectory(name, start, flags.views, amplitude)
+    return trajectory(name, start, flags.count, amplitude)
 
 
 def is_file(trajectory: str) -> bool:
@@ -276,6 +283,21 @@ def size_made(pipeline: "ScenePipeline", size: str, height: int, width: int) -> 
     if made != tuple(map(round, asked)):
         print(f"{round(asked[0])}x{round(asked[1])} pixels become {made[0]}x{made[1]}, which this model can make")
     return made
+
+
+def counted(path: PathFlags, model: str) -> PathFlags:
+    """The same, with as many views as the model was trained with where it makes whole clips and none are asked for."""
+    from diorama.models.published import read_config
+    from diorama.pipelines.base import find_model
+
+    if path.views is not None:
+        return path
+    kind, folder = find_model(model)
+    index = folder / "model_index.json"
+    if not kind.staged:
+        return path
+    told = read_config(index).get("views") if index.is_file() else None
+    return replace(path, views=told or signature(kind.__init__).parameters["views"].default)
 
 
 def check(flag: str, value: Any, good: bool, accepted: str) -> None:

@@ -35,7 +35,7 @@ class PoseEstimator(Protocol):
 
 
 def find_estimator(text: str, device: str | torch.device = "cpu") -> PoseEstimator:
-    """The estimator that `--poses` names: `colmap`, `vggt` where its weights are expected, `vggt:FOLDER` elsewhere.
+    """The estimator that `--poses` names: `colmap`, `vggt:FOLDER` or `vggt:MODEL`, `vggt` for the one that is here.
 
     Raises ValueError, in one line, for other names and absent or wrong weights; ModuleNotFoundError without pycolmap.
     """
@@ -51,8 +51,9 @@ class VGGTPoses:
     """VGGT's cameras, one for every image whatever it shows, without bundle adjustment."""
 
     def __init__(self, folder: str | Path = "", device: str | torch.device = "cpu") -> None:
-        self.pipeline = VGGTPipeline.load_folder(located(folder)).to(device)
+        self.pipeline = VGGTPipeline.load_folder(located(folder, embedded=True)).to(device)
         self.licence: str = self.pipeline.config.licence
+        self.title = self.pipeline.config.title.replace("VGGT", "vggt", 1)  # as --poses names it
 
     @cached_property
     def name(self) -> str:
@@ -67,7 +68,7 @@ class VGGTPoses:
 class ColmapPoses:
     """COLMAP's incremental mapping over all pairs, through the user's own pycolmap; ModuleNotFoundError without it."""
 
-    name = "colmap"
+    name = title = "colmap"
     licence = "BSD-3-Clause"
 
     def __init__(self) -> None:

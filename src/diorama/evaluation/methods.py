@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from diorama.evaluation.baselines import blurred, copy_nearest, depth_warp, mean_of_known, plane_warp
 from diorama.geometry.cameras import Cameras
-from diorama.pipelines.base import ScenePipeline, embedded_models, load
+from diorama.models.downloads import DOWNLOADS
+from diorama.pipelines.base import ScenePipeline, embedded_models, find_model, load
 from diorama.pipelines.vggt import VGGTPipeline
 from diorama.scene import Condition, Provenance, Scene, Shot, Views
 
 REGRESSION = "-regression"
+PARTS = ("-vae", "-vggt", "-two-stage")  # of Gen3R, as its tables 3 and 4 tell them apart: see `parts.py`
 BLUR = 8.0  # pixels at 64 for one known view, halved as these double: best on validation worlds (benchmarks/quality.py)
 PIXELS_AT_ONCE = 2**20  # of all wanted views of one call of a model
 WANTED = 16  # views that this is counted in
@@ -83,11 +85,11 @@ class Generation:
     def __post_init__(self) -> None:
         config = self.pipeline.config
         self.licence: str = config.licence
-        self.settings: dict[str, Any] = _described(self.pipeline) | {
+        self.settings: dict[str, Any] = described(self.pipeline) | {
             "steps": config.steps if self.steps is None else self.steps,
             "guidance": config.guidance if self.guidance is None else self.guidance,
         }
-        self.batch: int | None = _batch(self.pipeline)
+        self.batch: int | None = batch_of(self.pipeline)
 
     def generate(
         self, requests: Sequence[Condition], cameras: Sequence[Cameras | Shot], seeds: Sequence[int]
@@ -106,8 +108,8 @@ class Regression:
 
     def __post_init__(self) -> None:
         self.licence: str = self.pipeline.config.licence
-        self.settings: dict[str, Any] = _described(self.pipeline)
-        self.batch: int | None = _batch(self.pipeline)
+        self.settings: dict[str, Any] = described(self.pipeline)
+        self.batch: int | None = batch_of(self.pipeline)
 
     def generate(
         self, requests: Sequence[Condition], cameras: Sequence[Cameras | Shot], seeds: Sequence[int]
@@ -136,7 +138,7 @@ class Prediction:
 
     def __post_init__(self) -> None:
         self.licence: str = self.pipeline.config.licence
-        self.settings: dict[str, Any] = _described(self.pipeline)
+        self.settings: dict[str, Any] = described(self.pipeline)
 
     def generate(
         self, requests: Sequence[Condition], cameras: Sequence[Cameras | Shot], seeds: Sequence[int]
@@ -226,34 +228,53 @@ SIMPLE: dict[str, Method] = {
 }
 
 
-def find(name: str, *, device: str = "auto", steps: int | None = None, guidance: float | None = None) -> Method:
-    """The method of that name: one of `SIMPLE`, an embedded model or a saved one's folder, these with "-regression".
+def names() -> list[str]:
+    """All that `find` knows beside folders."""
+    models = embedded_models()
+    parts = [model + part for model in models for part in (PARTS if find_model(model)[0].staged else (REGRESSION,))]
+    return [*models, *parts, *SIMPLE]
 
-    ValueError in one line for anything else. What runs as a command is `diorama.evaluation.outside.Outside`.
+
+def split(name: str) -> tuple[str, str]:
+    """A model's name or folder, and which of its ways: "" where it generates."""
+    endings = [part for part in (REGRESSION, *PARTS) if name.endswith(part) and not Path(name).exists()]
+    return (name.removesuffix(endings[0]), endings[0]) if endings else (name, "")
+
+
+def samples(name: str) -> bool:
+    """Whether steps and guidance mean anything to the method of that name."""
+    return name not in SIMPLE and split(name)[1] in ("", "-two-stage")
+
+
+def find(name: str, *, device: str = "auto", steps: int | None = None, guidance: float | None = None) -> Method:
+    """The method of that name: one of `SIMPLE`, an embedded model or a saved one's folder, these with a way's ending.
+
+    "-regression" of 3DRAE; "-vae", "-vggt" and "-two-stage" of Gen3R. ValueError in one line for anything else. What
+    runs as a command is `diorama.evaluation.outside.Outside`.
     """
+    sampler = dict(steps=steps, guidance=guidance)
+    if not samples(name) and any(value is not None for value in sampler.values()):
+        raise ValueError(f"{name} samples nothing: leave --steps and --guidance out")
     if name in SIMPLE:
-        if steps is not None or guidance is not None:
-            raise ValueError(f"{name} samples nothing: leave --steps and --guidance out")
         return SIMPLE[name]
-    model = name.removesuffix(REGRESSION)
-    if model not in embedded_models() and not Path(model).exists():
-        accepted = ", ".join([*embedded_models(), *(f"{m}{REGRESSION}" for m in embedded_models()), *SIMPLE])
-        raise ValueError(
-            f"method {name!r}: accepted are {accepted}, a saved model's folder, or a command with {{folder}} in it"
-        )
-    pipeline = load(model, device)
-    short = Path(model).name
-    if isinstance(pipeline, VGGTPipeline) and model == name:
-        if steps is not None or guidance is not None:
+    model, way = split(name)
+    if model not in {*embedded_models(), *DOWNLOADS} and not Path(model).exists():
+        others = "a saved model's folder, or a command with {folder} in it"
+        raise ValueError(f"method {name!r}: accepted are {', '.join(names())}, {others}")
+    pipeline, short = load(model, device), Path(model).name + way
+    if way in PARTS:
+        from diorama.evaluation.parts import method_of  # which builds on this file
+
+        return method_of(pipeline, short, way, **sampler)
+    if way == REGRESSION:
+        if not hasattr(pipeline, "autoencoder"):
+            raise ValueError(f"{name}: {pipeline.config.title} has no regression of given views")
+        return Regression(pipeline, short)
+    if isinstance(pipeline, VGGTPipeline):
+        if any(value is not None for value in sampler.values()):
             raise ValueError(f"{name} samples nothing: accepted are benchmarks without steps, as gen3r, and no --steps")
         return Prediction(pipeline, short)
-    if model == name:
-        return Generation(pipeline, short, steps, guidance)
-    if steps is not None or guidance is not None:
-        raise ValueError(f"{name} samples nothing: leave --steps and --guidance out")
-    if not hasattr(pipeline, "autoencoder"):
-        raise ValueError(f"{name}: {pipeline.config.title} has no regression of given views")
-    return Regression(pipeline, short + REGRESSION)
+    return Generation(pipeline, short, **sampler)  # type: ignore[arg-type]
 
 
 def weights_sha256(pipeline: ScenePipeline) -> str:
@@ -267,11 +288,13 @@ def weights_sha256(pipeline: ScenePipeline) -> str:
     return digest.hexdigest()
 
 
-def _described(pipeline: ScenePipeline) -> dict[str, Any]:
+def described(pipeline: ScenePipeline) -> dict[str, Any]:
+    """Settings that tell a pipeline from others."""
     return {"model": pipeline.config.title, "weights_sha256": weights_sha256(pipeline)}
 
 
-def _batch(pipeline: ScenePipeline) -> int:
+def batch_of(pipeline: ScenePipeline) -> int:
+    """How many requests a pipeline answers at once."""
     return max(1, PIXELS_AT_ONCE // (WANTED * pipeline.config.pixels))
 
 

@@ -106,10 +106,23 @@ WORLDS = Protocol(
     },
 )
 
+WORLDS_CLIPS = Protocol(
+    name="worlds-clips",
+    describes="the same worlds as Gen3R's clips: 17 views at 112x112; the first or both ends known, or all",
+    source="worlds",
+    settings=(Setting("first", (0,)), Setting("first and last", (0, -1)), Setting("all, no cameras", None, False)),
+    views=17,
+    size=Size(112, 112),
+    scenes=64,
+    quick=16,
+    cloud_samples=None,
+)
+
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
         WORLDS,
+        WORLDS_CLIPS,
         Protocol(
             name="3drae",
             describes="3DRAE + 3DDiT section 5: 16 views of captured scenes; 1, 2 or 6 known",

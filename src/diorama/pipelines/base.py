@@ -27,8 +27,10 @@ PIPELINES = {  # class name in model_index.json -> module
     "Gen3RPipeline": "diorama.pipelines.gen3r",
     "VGGTPipeline": "diorama.pipelines.vggt",
 }
+WEIGHTS = Path(str(files("diorama") / "weights"))  # of the models that come with the package
 PUBLISHED_VGGT = ("model.safetensors", "model.pt", "vggt_1B_commercial.pt")  # in folders without model_index.json
 PUBLISHED_GEN3R = "geo_adapter"  # a folder that only Gen3R's own layout has, whose index names classes of its own
+TWICE = 1.9  # times the area asked for: no longer near it
 OnStep = Callable[[int, int], None]
 
 
@@ -261,7 +263,7 @@ def load(
 
 def find_model(model: str | Path) -> tuple[type[Any], Path]:
     """The class of pipeline that `load` makes of a model, and the folder that it reads; nothing is read yet."""
-    folder = Path(str(files("diorama") / "weights" / str(model)))
+    folder = WEIGHTS / str(model)
     if not (folder / "model_index.json").is_file():
         folder = _downloaded(str(model)) if str(model) in DOWNLOADS and not Path(model).exists() else Path(model)
     name = "Gen3RPipeline" if (folder / PUBLISHED_GEN3R).is_dir() else _class_name(folder, str(model))
@@ -301,8 +303,7 @@ def _class_name(folder: Path, model: str) -> str:
 
 def embedded_models() -> list[str]:
     """Names of the models that come with the package."""
-    folder = Path(str(files("diorama") / "weights"))
-    return sorted(path.parent.name for path in folder.glob("*/model_index.json"))
+    return sorted(path.parent.name for path in WEIGHTS.glob("*/model_index.json"))
 
 
 def pick_device(device: str) -> torch.device:
@@ -326,12 +327,14 @@ def _part_of(on_step: OnStep | None, number: int, groups: int) -> OnStep | None:
 def size_in_units(height: int | float, width: int | float, unit: int, pixels: int) -> tuple[int, int]:
     """Height and width in whole units that a model makes where these are asked for.
 
-    Of the four sizes beside the one asked for it is that of the nearest proportions, for which least is cropped. What
-    has more than four times the `pixels` that the model was trained at comes down to that area first.
+    Of the four sizes beside the one asked for it is that of the nearest proportions, for which least is cropped, unless
+    it has about twice the area, as where that is but one unit. What has more than four times the `pixels` that the
+    model was trained at comes down to that area first.
     """
     scale = (pixels / (height * width)) ** 0.5 if height * width > 4 * pixels else 1.0
     exact = [scale * side / unit for side in (height, width)]
-    near = product(*({max(1, math.floor(count)), math.ceil(count)} for count in exact))
+    near = list(product(*({max(1, math.floor(count)), math.ceil(count)} for count in exact)))
+    near = [counts for counts in near if math.prod(counts) < TWICE * math.prod(exact)] or near
 
     def unlike(counts: tuple[int, int]) -> tuple[float, float]:
         tall, wide = (math.log(count / wish) for count, wish in zip(counts, exact, strict=True))

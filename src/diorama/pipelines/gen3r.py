@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from diorama.flow import guided
 from diorama.geometry.cameras import Cameras
 from diorama.models.gen3r_transformer import Gen3RTransformer
-from diorama.models.geometry_adapter import GeometryAdapter, pack_tokens, unpack_tokens
+from diorama.models.geometry_adapter import GeometryAdapter, unpack_tokens
 from diorama.models.vggt import VGGT, VGGTOutput
 from diorama.pipelines.base import Context, size_in_units
 from diorama.pipelines.gen3r_conditions import (
@@ -30,21 +30,20 @@ from diorama.pipelines.gen3r_conditions import (
     options,
 )
 from diorama.pipelines.gen3r_files import read_parts
+from diorama.pipelines.gen3r_reconstruction import CHUNK, check_way, rebuilt
 from diorama.pipelines.gen3r_world import (
     control_for,
     control_frame,
     in_shot,
-    in_world,
+    of_clip,
     photos_for,
     placed,
     scale_of_scene,
-    surface,
 )
 from diorama.pipelines.prompts import PromptCache, PromptedPipeline
 from diorama.scene import Condition, Scene, Shot, Views
 
 UNIT = 112  # pixels: whole patches of VGGT (14) that are whole patches of the denoiser (16) too
-CHUNK = 4  # latent frames in the adapter at once
 SEEN = 8  # known views that VGGT looks at, at most, to tell the scale
 
 
@@ -196,10 +195,7 @@ class Gen3RPipeline(PromptedPipeline):
         known = condition.views
         assert known is not None
         chosen = torch.linspace(0, len(known) - 1, min(len(known), SEEN)).round().long()
-        with self.visiting(self.vggt):
-            seen = self.vggt(images[chosen][None].to(self.place, self.vggt.dtype))
-        seen = seen._replace(depth=seen.depth.cpu(), cameras=seen.cameras.to("cpu"))
-        return scale_of_scene(known[chosen], seen)
+        return scale_of_scene(known[chosen], self.seen(images[chosen][None]))
 
     def noise(self, wanted: Sequence[Any], seeds: Sequence[int]) -> Float[Tensor, "batch channel frame height both"]:
         """Gaussian latents of both halves; each request's come from its own seed on the CPU."""
@@ -251,17 +247,10 @@ class Gen3RPipeline(PromptedPipeline):
         settings = context.settings or self.options()
         self.vae.use_tiling = settings["tiling"]
         made = []
-        for row, (condition, wanted) in enumerate(context.wanted):
+        for row, request in enumerate(context.wanted):
             video, shape = latents[row : row + 1].float().chunk(2, -1)
-            places, frame = frame_of_view(wanted.views), context.frames[row]
-            images = self.video(video)[places]
-            found = surface(self.geometry(shape), settings["points"])
-            found = found._replace(
-                cameras=found.cameras[places], depth=found.depth[places], confidence=found.confidence[places]
-            )
-            scale = 1.0 if frame is None else float(frame.scale)
-            how = dict(cameras=settings["cameras"], whole_pixels=self.config.parity)
-            made.append(in_world(images, found, condition, wanted, scale, **how))
+            images, output = self.video(video), self.geometry(shape)
+            made.append(of_clip(images, output, request, context.frames[row], settings, self.config.parity))
         return made, latents.float()
 
     def video(self, latents: Float[Tensor, "1 channel latent_frame h w"]) -> Float[Tensor, "frame 3 height width"]:
@@ -279,50 +268,43 @@ class Gen3RPipeline(PromptedPipeline):
             found = self.vggt.decode(unpack_tokens(tokens), 8 * latents.shape[3], 8 * latents.shape[4])
         return VGGTOutput(found.cameras.to("cpu"), *(value.cpu() for value in found[1:]))
 
+    def seen(self, clip: Float[Tensor, "1 frame 3 height width"]) -> VGGTOutput:
+        """What VGGT says of pictures themselves."""
+        with self.visiting(self.vggt):
+            found = self.vggt(clip.to(self.place, self.vggt.dtype))
+        return VGGTOutput(found.cameras.to("cpu"), *(value.cpu() for value in found[1:]))
+
     @torch.no_grad()
     def reconstruct(
         self,
         views: Views | Sequence[Views],
         wanted: Any = None,
         *,
+        by: str = "diffusion",
         prompt: str | None = None,
         seed: int = 0,
         steps: int | None = None,
         **more: Any,
     ) -> Any:
-        """A scene from views of which all are known: the model's all-frames task, with or without their cameras.
+        """A scene from views of which all are known, with or without their cameras (table 3 tells the ways apart).
 
-        `wanted` is a path through them, by default their own; `more` is as in `generate`. `steps=0` leaves diffusion
-        out: VGGT's tokens go through the adapter only. A sequence of views gives a list of scenes.
+        `by`: "diffusion", the model's all-frames task; "vae", pictures and VGGT's tokens through their autoencoders and
+        back, which `steps=0` means too; "vggt", the pictures themselves with what VGGT says of them. `wanted` is a path
+        through the views, by default their own; `more` is as in `generate`. A sequence of views gives a list of scenes.
         """
         items = [views] if isinstance(views, Views) else list(views)
         paths = list(wanted) if isinstance(wanted, Sequence) else [wanted] * len(items)
         if len(paths) != len(items):
             raise ValueError(f"{len(items)} sets of views but {len(paths)} camera paths: accepted is one each")
         requests = [placed(item, path) for item, path in zip(items, paths, strict=True)]
-        if steps == 0:
-            scenes = [self._autoencoded(*self.prepared(*request), self.options(**more)) for request in requests]
+        by = "vae" if steps == 0 and by == "diffusion" else by
+        check_way(by, steps)
+        if by != "diffusion":
+            scenes = [rebuilt(self, *self.prepared(*request), self.options(**more), by) for request in requests]
         else:
             told = [replace(condition, prompt=prompt) for condition, _ in requests]
             scenes = self.generate(told, [path for _, path in requests], seed=seed, steps=steps, **more)
         return scenes[0] if isinstance(views, Views) else scenes
-
-    def _autoencoded(self, condition: Condition, wanted: Cameras | Shot, settings: dict[str, Any]) -> Scene:
-        if len(condition.at) != wanted.views:
-            raise ValueError(f"{len(condition.at)} known of {wanted.views} views: without diffusion accepted are all")
-        images = photos_for(condition, wanted)
-        clip = images[[condition.at.index(view) for view in clip_frames(wanted.views)]][None].to(self.place)
-        self.vae.use_tiling = settings["tiling"]
-        video, _ = self._appearance([images], [condition], wanted.views)
-        with self.visiting(self.vggt):
-            layers = self.vggt.encode(clip.to(self.vggt.dtype))
-        tokens = pack_tokens(layers, wanted.height // 14, wanted.width // 14).to(self.adapter.dtype)
-        with self.visiting(self.adapter):
-            shape = self.adapter.encode(tokens, chunk=CHUNK).mode().to(video)
-        frame = control_frame(wanted.to(torch.float64), 1.0) if isinstance(wanted, Cameras) else None
-        context = Context(None, [(condition, wanted)], [frame], settings=settings)
-        made, latents = self.decode(torch.cat([video, shape], -1), context)
-        return Scene(made[0], condition, latents[0].cpu(), frame, self.provenance(None, {"steps": 0, **settings}))
 
     def render(self, scene: Scene, cameras: Cameras) -> Views:
         """Always ValueError: the cameras of a Gen3R scene are fixed when it is generated."""

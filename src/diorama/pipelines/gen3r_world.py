@@ -1,8 +1,9 @@
 """Gen3R's geometry, which VGGT's heads tell in a frame and scale of their own, in the caller's world."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,7 +13,7 @@ from diorama.geometry.cameras import COINCIDENT, Cameras
 from diorama.geometry.rotations import rotate
 from diorama.geometry.similarity import Similarity
 from diorama.models.vggt import VGGTOutput
-from diorama.pipelines.gen3r_conditions import clip_frames, control_of
+from diorama.pipelines.gen3r_conditions import clip_frames, control_of, frame_of_view
 from diorama.scene import POSE_TOLERANCE, Condition, Shot, Views
 
 PERCENTILES, FARTHEST = (0.001, 0.98), 50.0  # of each view's depths, in VGGT's units: what is outside is no surface
@@ -177,6 +178,23 @@ def in_world(
     path = path.to(torch.float32) if path is not wanted else path
     points = unprojected(path, (found.depth / scale).to(path.intrinsics), whole_pixels=whole_pixels)
     return Views(images, path, points.float(), found.confidence)
+
+
+def of_clip(
+    images: Float[Tensor, "frame 3 height width"],
+    output: VGGTOutput,
+    request: tuple[Condition, Cameras | Shot],
+    frame: Similarity | None,
+    settings: Mapping[str, Any],
+    whole_pixels: bool = False,
+) -> Views:
+    """A clip's pictures and geometry as the wanted views of a request; `frame` is what its cameras were told in."""
+    condition, wanted = request
+    places, found = frame_of_view(wanted.views), surface(output, settings["points"])
+    chosen = Surface(found.cameras[places], found.depth[places], found.confidence[places])
+    scale = 1.0 if frame is None else float(frame.scale)
+    how: dict[str, Any] = dict(cameras=settings["cameras"], whole_pixels=whole_pixels)
+    return in_world(images[places], chosen, condition, wanted, scale, **how)
 
 
 def _anchored(predicted: Cameras, place: int, pose: Float[Tensor, "4 4"], scale: float) -> Cameras:

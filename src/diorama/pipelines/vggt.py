@@ -11,10 +11,11 @@ from torch import Tensor
 
 from diorama.geometry.cameras import Cameras
 from diorama.models.checkpoints import WEIGHTS_FILE, check_weights, convert
+from diorama.models.downloads import DOWNLOADS
 from diorama.models.perceptual import cache_folder
 from diorama.models.published import read_config, read_weights
 from diorama.models.vggt import VGGT, VGGTOutput
-from diorama.pipelines.base import PUBLISHED_VGGT, ScenePipeline
+from diorama.pipelines.base import PUBLISHED_VGGT, ScenePipeline, embedded_models, find_model
 from diorama.scene import Condition, Scene, Views
 
 LICENCE = "CC-BY-NC-4.0"  # of facebook/VGGT-1B
@@ -27,15 +28,16 @@ class VGGTPipeline(ScenePipeline):
 
     vggt: VGGT
 
-    def __init__(self, vggt: VGGT, *, title: str = "VGGT", licence: str = "unknown") -> None:
+    def __init__(self, vggt: VGGT, *, title: str = "VGGT", licence: str = "unknown", side: int | None = None) -> None:
+        """`side`: pixels of the longer side that it was trained at; its encoder's, where nothing else is known."""
         super().__init__()
         self.register_modules(vggt=vggt)
-        self.register_to_config(title=title, licence=licence)
+        self.register_to_config(title=title, licence=licence, side=side)
         vggt.eval()
 
     @classmethod
     def load_folder(cls, folder: Path) -> "VGGTPipeline":
-        """Load a saved pipeline, a VGGT as published, or a folder with one of these in vggt/; in float32, strictly.
+        """Load a saved pipeline, a VGGT as published, or a folder with one of these in vggt/, as Gen3R's; in float32.
 
         ValueError, in one line, for a folder without weights and for weights that are missing, unknown or unreadable.
         """
@@ -46,8 +48,15 @@ class VGGTPipeline(ScenePipeline):
             document = read_config(index)
             if document.get("_class_name") == cls.__name__:
                 options = {key: value for key, value in document.items() if key[0] != "_" and key != "vggt"}
+            elif {"title", "licence", "pixels"} <= document.keys():  # a part of another pipeline, and as large as that
+                options = {"title": f"VGGT of {document['title']}", "licence": document["licence"]}
+                options["side"] = round(float(document["pixels"]) ** 0.5)
         try:
-            return cls(read_vggt(home), **options)
+            made = cls(read_vggt(home), **options)
+            most = made.vggt.config.encoder_grid * made.vggt.config.patch
+            if made.config.side is not None and made.config.side >= most:
+                made.register_to_config(side=None)
+            return made
         except TypeError as error:
             raise ValueError(f"{index}: not a {cls.__name__} ({str(error).splitlines()[0]})") from None
 
@@ -62,7 +71,8 @@ class VGGTPipeline(ScenePipeline):
 
         The published code crops upright photos to squares; here they are seen whole.
         """
-        scale = self.vggt.config.encoder_grid * self.vggt.config.patch / max(height, width)
+        side = self.config.side or self.vggt.config.encoder_grid * self.vggt.config.patch
+        scale = side / max(height, width)
         return self.size_near(height * scale, width * scale)
 
     def cameras_of(self, images: Float[Tensor, "view 3 height width"]) -> Cameras:
@@ -130,12 +140,15 @@ def fitted(
     return F.interpolate(photos.cpu().float(), (height, width), mode="bicubic", antialias=True).clamp(0, 1)
 
 
-def located(folder: str | Path = "") -> Path:
-    """The folder of a VGGT: as given, perhaps by its file, else `vggt` in the user's cache of published weights.
+def located(folder: str | Path = "", *, embedded: bool = False) -> Path:
+    """The folder of a VGGT: as given, also by a file or a model's name, else `vggt` in the user's cache of weights.
 
-    Hugging Face's own cache is looked in last. ValueError, with where it was looked for and how it gets there.
+    Then Hugging Face's own cache is looked in, then a Gen3R that was downloaded, and at the end, if `embedded`, the
+    models that come with the package. ValueError, with where it was looked for and how it gets there.
     """
     home = Path(folder) if str(folder) else cache_folder("vggt")
+    if str(folder) in {*embedded_models(), *DOWNLOADS} - {"vggt"} and not home.exists():
+        home = find_model(folder)[1]
     home = home.parent if home.is_file() and home.name in PUBLISHED_VGGT else home
     if holds_vggt(home):
         return home
@@ -145,10 +158,18 @@ def located(folder: str | Path = "") -> Path:
         cached = [try_to_load_from_cache("facebook/VGGT-1B", name) for name in PUBLISHED_VGGT]
         if found := next((Path(path) for path in cached if isinstance(path, str)), None):
             return found.parent
+        names = ["gen3r"] * _whole(cache_folder("gen3r")) + embedded_models() * embedded
+        if held := next((place for name in names if holds_vggt(place := find_model(name)[1])), None):
+            return held
     place = f" --out {folder}" if str(folder) else ""
     fetch = f"'diorama download vggt{place}' fetches facebook/VGGT-1B (5 GB, {LICENCE}), which is read as it is"
     layouts = f"config.json with {' or '.join(PUBLISHED_VGGT)}, or a saved one"
     raise ValueError(f"{home}: holds no VGGT ({layouts}); {fetch}")
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a download is there and came to its end."""
+    return folder.is_dir() and not any(folder.rglob(".*.part"))
 
 
 def holds_vggt(folder: Path) -> bool:

@@ -103,6 +103,7 @@ class VGGTStage:
         for height, width in (size, (self.held_out.height, self.held_out.width)):
             if height % patch or width % patch:
                 raise ValueError(f"images of {height}x{width}; accepted are multiples of {patch} pixels")
+        self.side = max(size)
         self.modules: dict[str, nn.Module] = {"vggt": self.model}
         self.optimizers = {"geometry": matrix_optimizers(self.model, config, config.muon_rate)}
 
@@ -161,5 +162,6 @@ class VGGTStage:
 
     def save(self, folder: Path) -> None:
         """Write a pipeline that reconstructs, and that `--poses vggt` and the adapter's stage read."""
-        VGGTPipeline(self.model, title=self.config.title, licence="Apache-2.0").save_pretrained(folder)
+        told = dict(title=self.config.title, licence="Apache-2.0", side=self.side)
+        VGGTPipeline(self.model, **told).save_pretrained(folder)
         self.batches.close()
