@@ -39,7 +39,7 @@ def test_short_clips_come_first_and_a_resumed_run_is_the_same(config, tmp_path):
     folder = tmp_path / "whole/model"
     saved = adapter_in(folder)
     assert isinstance(saved, GeometryAdapter) and saved.config.channels == 160
-    clips = [stage.data.drawn(1, 5, (1, 2), step_generator(0, number, 3)) for number in range(3)]
+    clips = [stage.data.drawn(config, 1, 5, step_generator(0, number, 3)) for number in range(3)]
     with torch.no_grad():
         means = torch.cat([saved.encode(stage.tokens(clip.views.images)).mean for clip in clips])
     means = means.transpose(0, 1).flatten(1)
@@ -65,7 +65,7 @@ def test_the_papers_forms_train_too(config):
 
 def test_alignment_brings_the_latents_to_the_videos(config):
     stage = AdapterStage(replace(config, short_steps=99, steps=9, learning_rate=3e-3))
-    images = stage.held_out.even(1, 1).views.images
+    images = stage.held_out.first(config, 1, 1).views.images
 
     @torch.no_grad()
     def apart():

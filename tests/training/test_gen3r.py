@@ -116,7 +116,7 @@ def test_a_resumed_run_is_the_same_and_ends_with_a_pipeline(config, tmp_path):
     pipeline = load(tmp_path / "whole/model", "cpu")
     told = pipeline.config
     assert (told.title, told.guidance, told.pixels, told.views) == ("trained", 2.0, 112 * 112, FRAMES)
-    item = stage.held_out.even(1, FRAMES).views.apart()[0]
+    item = stage.held_out.first(config, 1, FRAMES).views.apart()[0]
     scene = pipeline.generate(Condition(item[:1], (0,), "a room"), item.cameras, steps=2, guidance=1.0)
     assert scene.views.images.shape == (FRAMES, 3, 112, 112)
     lines = [json.loads(line) for line in (tmp_path / "whole/log.jsonl").read_text().splitlines()]

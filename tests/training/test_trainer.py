@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from diorama.training import trainer as module
+from diorama.training.stage import kernel_optimizers
 from diorama.training.trainer import Diverged, Run, Trainer, learning_rate_share, matrix_optimizers, step_generator
 
 
@@ -500,3 +501,23 @@ def test_muon_gets_the_blocks_matrices_and_adamw_the_rest(run):
     assert {id(p) for p in adamw.param_groups[0]["params"]} == {
         id(p) for p in (model["blocks"][0].bias, model["input"].weight, model["input"].bias)
     }
+
+
+def test_muon_moves_a_kernel_as_the_matrix_from_what_it_reads_to_its_outputs(run):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv3d(1, 1, 1))
+    (alone,) = kernel_optimizers(model, run, 0.0)
+    assert isinstance(alone, torch.optim.AdamW) and len(alone.param_groups[0]["params"]) == 4
+    adamw, muon = kernel_optimizers(model, run, 0.01)
+    kernel = model[0].weight
+    assert muon.param_groups[0]["params"] == [kernel] and len(adamw.param_groups[0]["params"]) == 3
+    matrix = nn.Parameter(kernel.detach().flatten(1).clone())
+    plain = torch.optim.Muon([matrix], lr=0.01, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):  # so that momentum counts
+        kernel.grad = torch.randn_like(kernel)
+        matrix.grad = kernel.grad.flatten(1).clone()
+        muon.step()
+        plain.step()
+    assert torch.equal(kernel.detach().flatten(1), matrix.detach())
+    again = kernel_optimizers(model, run, 0.01)[1]
+    again.load_state_dict(muon.state_dict())  # momentum is kept, in the kernel's shape
+    assert again.state[kernel]["momentum_buffer"].shape == kernel.shape

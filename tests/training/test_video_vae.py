@@ -39,7 +39,7 @@ def test_a_resumed_run_is_the_same_and_its_latents_are_normal(config, tmp_path):
     assert isinstance(model, AutoencoderKLWan)
     weights = stage.model.state_dict()
     assert any(not torch.equal(value, weights[name]) for name, value in model.state_dict().items())  # averaged ones
-    clips = [stage.data.drawn(1, 5, (1,), step_generator(0, number, 3)) for number in range(3)]
+    clips = [stage.data.drawn(config, 1, 5, step_generator(0, number, 3)) for number in range(3)]
     with torch.no_grad():
         means = torch.cat([model.encode(in_range(clip.views.images)).latent_dist.mean for clip in clips])
     own = means.transpose(0, 1).flatten(1)

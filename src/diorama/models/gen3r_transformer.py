@@ -17,7 +17,7 @@ TEXT_UNIT = 32  # text comes in so many tokens, so that few lengths are seen
 PIXELS = 8  # pixels of the control beside each latent
 # fmt: off
 SIZES: dict[str, dict[str, Any]] = {  # keyword arguments of Gen3RTransformer by name; text and image widths come apart
-    "tiny": dict(num_attention_heads=4,  attention_head_dim=32,  ffn_dim=512,  num_layers=10, freq_dim=128, added_kv_proj_dim=128),  # noqa: E501
+    "tiny": dict(num_attention_heads=2,  attention_head_dim=64,  ffn_dim=512,  num_layers=10, freq_dim=128, added_kv_proj_dim=128),  # noqa: E501
     "1.3B": dict(num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, num_layers=30, freq_dim=256, added_kv_proj_dim=1536),  # noqa: E501
 }
 # fmt: on

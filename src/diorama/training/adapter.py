@@ -19,6 +19,7 @@ from diorama.pipelines.gen3r_conditions import appearance_moments
 from diorama.training.clips import Clip, ClipData, Clips, check_frames, in_range
 from diorama.training.gen3r_losses import Form, Moments, adapter_losses, pointwise_kl
 from diorama.training.parts import adapter_in, frozen, vggt_in, video_vae_in
+from diorama.training.stage import kernel_optimizers
 from diorama.training.statistics import Statistics
 from diorama.training.trainer import WHOLE, Share, step_generator
 
@@ -56,6 +57,8 @@ class Config(ClipData):
     ema: float = 0.0
     weight_decay: float = 1e-4
     """Of AdamW."""
+    muon_rate: float = 0.0
+    """Peak rate of Muon for convolutions, without any weight decay; 0 leaves all to AdamW, as published."""
 
 
 class Seen(NamedTuple):
@@ -90,16 +93,20 @@ class AdapterStage:
             none = {"latents_mean": [0.0] * latents, "latents_std": [1.0] * latents}
             self.model = GeometryAdapter(channels=channels, latent_channels=latents, **SIZES[config.size] | none)
         self.modules: dict[str, nn.Module] = {"adapter": self.model}
-        optimizer = torch.optim.AdamW(
-            self.model.parameters(), config.learning_rate, betas=(0.9, 0.999), weight_decay=config.weight_decay
-        )
-        self.optimizers: dict[str, list[torch.optim.Optimizer]] = {"adapter": [optimizer]}
+        self.optimizers = {"adapter": self._optimizers()}
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        config = self.config
+        if config.muon_rate:
+            return kernel_optimizers(self.model, config, config.muon_rate)
+        rates: dict[str, Any] = dict(betas=(0.9, 0.999), weight_decay=config.weight_decay)
+        return [torch.optim.AdamW(self.model.parameters(), config.learning_rate, **rates)]
 
     def batch(self, step: int, share: Share = WHOLE) -> Clip:
         """Clips of random scenes, short ones first."""
         config = self.config
         frames = config.short_frames if step < config.short_steps else config.frames
-        return self.data.drawn(config.batch, frames, config.strides, step_generator(config.seed, step, 0), share)
+        return self.data.drawn(config, config.batch, frames, step_generator(config.seed, step, 0), share)
 
     def phases(self, batch: Clip, generator: torch.Generator) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """The one phase: all terms, weighted."""
@@ -145,7 +152,7 @@ class AdapterStage:
         numbers: list[list[float]] = []
         shown: list[Tensor] = []
         own, video = (Statistics(self.vae.config.z_dim) for _ in range(2))
-        for images in self.held_out.even(8, self.config.frames).views.images.split(1):
+        for images in self.held_out.first(self.config, 8, self.config.frames).views.images.split(1):
             seen = self.seen(images)
             error = depth_abs_rel(seen.found.depth, seen.known.depth, torch.ones_like(seen.known.depth).bool())
             worst = pair_errors(seen.found.cameras, seen.known.cameras).worst()
@@ -166,7 +173,7 @@ class AdapterStage:
         old = [torch.tensor(self.model.config[name]).double() for name in ("latents_mean", "latents_std")]
         statistics = Statistics(latents)
         for number in range(config.statistics_clips):
-            clip = self.data.drawn(1, config.frames, config.strides, step_generator(config.seed, number, 3))
+            clip = self.data.drawn(config, 1, config.frames, step_generator(config.seed, number, 3))
             mean = self.model.encode(self.tokens(clip.views.images.to(self.model.device))).mean.float()
             statistics.add(mean.transpose(0, 1).flatten(1).T)
         # What was measured is normalised by what the config says so far.

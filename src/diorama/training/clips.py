@@ -29,6 +29,8 @@ class ClipData(Run):
     """Height and width of captures' frames; worlds keep their own."""
     strides: tuple[int, ...] = (1, 2)
     """How many frames of the scene a clip may go on by; one is drawn for each, where the scene is long enough."""
+    starts: int = 0
+    """At so many places, evenly spread, clips may begin; 0: anywhere. Of few, all that is kept is soon read again."""
 
 
 class Clip(NamedTuple):
@@ -66,20 +68,19 @@ class Clips:
         """What a scene is called."""
         return f"world {self.cache.seeds[scene]}" if self.cache else self.source[scene].name  # type: ignore[index]
 
-    def drawn(
-        self, batch: int, frames: int, strides: tuple[int, ...], generator: torch.Generator, share: Share = WHOLE
-    ) -> Clip:
+    def drawn(self, how: ClipData, batch: int, frames: int, generator: torch.Generator, share: Share = WHOLE) -> Clip:
         """Clips of so many frames of random scenes, one share of them: as much chance is used whatever the share."""
         scenes = torch.randint(len(self), (batch,), generator=generator)
-        stride = torch.tensor(strides)[torch.randint(len(strides), (batch,), generator=generator)]
+        stride = torch.tensor(how.strides)[torch.randint(len(how.strides), (batch,), generator=generator)]
         start = torch.rand(batch, generator=generator)
+        start = (start * how.starts).floor() / how.starts if how.starts else start
         mine = zip(*(share(x).tolist() for x in (scenes, stride, start)), strict=True)
         return self.at([(scene, places(self.length(scene), frames, *how)) for scene, *how in mine])
 
-    def even(self, count: int, frames: int) -> Clip:
-        """Clips of the first scenes, spread over all of each: what validation measures on."""
+    def first(self, how: ClipData, count: int, frames: int) -> Clip:
+        """Clips of the first scenes from their first frame on, with the longest stride: what validation measures on."""
         chosen = range(min(count, len(self)))
-        return self.at([(scene, _spread(self.length(scene), frames)) for scene in chosen])
+        return self.at([(scene, places(self.length(scene), frames, max(how.strides), 0.0)) for scene in chosen])
 
     def at(self, rows: list[tuple[int, list[int]]]) -> Clip:
         """Given frames of given scenes."""
@@ -100,10 +101,6 @@ def places(length: int, frames: int, stride: int, chance: float) -> list[int]:
     room = max(0, length - 1 - stride * (frames - 1))
     start = int(chance * (room + 1))
     return [min(start + stride * number, length - 1) for number in range(frames)]
-
-
-def _spread(length: int, frames: int) -> list[int]:
-    return [round(number * (length - 1) / max(1, frames - 1)) for number in range(frames)]
 
 
 def in_range(images: Float[Tensor, "batch view 3 height width"]) -> Float[Tensor, "batch 3 view height width"]:

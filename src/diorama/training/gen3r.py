@@ -28,6 +28,7 @@ from diorama.training.clips import ClipData, Clips, check_frames, in_range
 from diorama.training.gen3r_losses import clipped_velocity_loss
 from diorama.training.parts import transformer_in
 from diorama.training.remembered import Remembered
+from diorama.training.stage import matrix_optimizers
 from diorama.training.trainer import WHOLE, Share, step_generator
 
 SIZES: dict[str, dict[str, Any]] = {"own": {}, **NEW_SIZES}
@@ -68,6 +69,8 @@ class Config(ClipData):
     ema: float = 0.0
     weight_decay: float = 3e-2
     """Of AdamW."""
+    muon_rate: float = 0.0
+    """Peak rate of Muon for the blocks' matrices, without any weight decay; 0 leaves all to AdamW, as published."""
     guidance: float = 5.0
     """Default guidance of the saved pipeline."""
     negative_prompt: str = "bad detailed"
@@ -88,12 +91,14 @@ class Batch(NamedTuple):
 class Gen3RStage:
     """Rectified flow between noise and both halves of a clip's latents, under the pipeline's own conditions."""
 
+    kind: type[Gen3RPipeline] = Gen3RPipeline  # a variant is trained by a stage that names it
+
     def __init__(self, config: Config) -> None:
         torch.manual_seed(config.seed)
         check_frames("frames", config.frames)
         self.config, device = config, pick_device(config.device)
         self.data, self.held_out = (Clips(x, config.image_size, unit=UNIT) for x in (config.data, config.validation))
-        pipeline = Gen3RPipeline.load_folder(config.model, torch.float32, offload="none")
+        pipeline = self.kind.load_folder(config.model, torch.float32, offload="none")
         if (model := self._denoiser(pipeline.transformer)) is not None:
             pipeline.register_modules(transformer=model)
         self.pipeline = pipeline.to(device)
@@ -101,21 +106,20 @@ class Gen3RStage:
         self.model: Gen3RTransformer = self.pipeline.transformer.train().requires_grad_(True)
         self.captions = Captions(self.data, config.captioner, config.out)
         vae, adapter, vggt = pipeline.vae, pipeline.adapter, pipeline.vggt
-        self.kept = Remembered(config.out / "latents" if config.keep_latents else None, (vae, adapter, vggt))
+        folder = config.out / "latents" if config.keep_latents else None
+        models = {"appearance": (vae,), "geometry": (adapter, vggt), "scale": (vggt,)}
+        self.kept = {name: Remembered(folder, which) for name, which in models.items()}
         if config.keep_latents:  # of condition clips too, which the pipeline encodes by itself
             self._keep(vae)
         self.modules: dict[str, nn.Module] = {"gen3r": self.model}
-        optimizer = torch.optim.AdamW(
-            self.model.parameters(), config.learning_rate, betas=(0.9, 0.999), weight_decay=config.weight_decay
-        )
-        self.optimizers: dict[str, list[torch.optim.Optimizer]] = {"velocity": [optimizer]}
+        self.optimizers = {"velocity": self._optimizers()}
 
     def _keep(self, vae: Any) -> None:
         """Let the video VAE read what it said of a clip before."""
         encode = vae.encode
 
         def kept(clip: Tensor) -> SimpleNamespace:
-            numbers = self.kept("appearance", clip, lambda rows: encode(rows).latent_dist.parameters)
+            numbers = self.kept["appearance"]("appearance", clip, lambda rows: encode(rows).latent_dist.parameters)
             return SimpleNamespace(latent_dist=DiagonalGaussianDistribution(numbers))
 
         vae.encode = kept
@@ -132,10 +136,17 @@ class Gen3RStage:
             raise ValueError(f"{config.start}: a denoiser of {', '.join(odd)}; accepted are {widths}, as in --model")
         return model
 
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        config = self.config
+        if config.muon_rate:
+            return matrix_optimizers(self.model, config, config.muon_rate)
+        rates: dict[str, Any] = dict(betas=(0.9, 0.999), weight_decay=config.weight_decay)
+        return [torch.optim.AdamW(self.model.parameters(), config.learning_rate, **rates)]
+
     def batch(self, step: int, share: Share = WHOLE) -> Batch:
         """Clips of random scenes; of each the first frame, the first and last or all are known, and perhaps more."""
         config, generator = self.config, step_generator(self.config.seed, step, 0)
-        clip = self.data.drawn(config.batch, config.frames, config.strides, generator, share)
+        clip = self.data.drawn(config, config.batch, config.frames, generator, share)
         task = share(torch.randint(3, (config.batch,), generator=generator)).tolist()
         chances = (share(x).tolist() for x in torch.rand(3, config.batch, generator=generator))
         views, conditions, free = clip.views.apart(), [], []
@@ -177,7 +188,7 @@ class Gen3RStage:
         """Appearance and geometry of clips, side by side: what the denoiser is to make."""
         images = images.to(self.pipeline.place)
         appearance = appearance_moments(self.pipeline.vae, in_range(images))
-        posterior = DiagonalGaussianDistribution(self.kept("geometry", images, self._geometry))
+        posterior = DiagonalGaussianDistribution(self.kept["geometry"]("geometry", images, self._geometry))
         data = [mean.float() for mean in (appearance[0], posterior.mean)]
         if self.config.posterior == "drawn" and generator is not None:
             spreads = [(0.5 * x.float()).exp() for x in (appearance[1], posterior.logvar)]
@@ -204,12 +215,12 @@ class Gen3RStage:
                 seen = seen._replace(depth=seen.depth.cpu(), cameras=seen.cameras.to("cpu"))
                 return torch.tensor([scale_of_scene(item, seen)])
 
-            found.append(float(self.kept("scale", item.images[None].to(self.pipeline.place), measured)))
+            found.append(float(self.kept["scale"]("scale", item.images[None].to(self.pipeline.place), measured)))
         return found
 
     def validate(self) -> tuple[dict[str, float], Float[Tensor, "3 height width"]]:
         """PSNR of clips from their first frame and cameras, beside that of the first frame repeated, and pictures."""
-        clips = self.held_out.even(4, self.config.frames)
+        clips = self.held_out.first(self.config, 4, self.config.frames)
         items, captions = clips.views.apart(), [(*self.held_out.captions(x), "")[0] for x in clips.scenes]
         conditions = [Condition(item[:1], (0,), text) for item, text in zip(items, captions, strict=True)]
         paths: list[Any] = [item.cameras for item in items]
