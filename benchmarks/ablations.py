@@ -22,7 +22,8 @@ from pathlib import Path
 
 import torch
 import tyro
-from ablation.arms import ARMS, Arm, Budget, trained
+from ablation.arms import ARMS, Arm, trained
+from ablation.budget import Budget
 from ablation.claims import CLAIMS, Evaluated, Verdict
 from machine import write_numbers
 from rich.console import Console

@@ -1,24 +1,24 @@
 """What `ablations.py` trains: small autoencoders and denoisers that differ in one thing each."""
 
 import json
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
+from ablation.budget import Budget
+from ablation.budget import trained as budgeted
 from diorama.models import dit3d as dit3d_model
 from diorama.models import rae3d as rae3d_model
 from diorama.scene import Views
 from diorama.training import dit3d, rae3d
 from diorama.training.rae3d import RAE3DStage, Sample
-from diorama.training.trainer import WHOLE, Run, Share, Stage, Trainer, step_generator
+from diorama.training.trainer import WHOLE, Run, Share, Stage, step_generator
 
 PATCH = 8
 PIXELS = (1600, 4096)  # drawn for every step, as the paper draws its sizes; the worlds have 64x64
 ASPECTS = (0.7, 1.43)
-WARM, TIMED = 3, 12  # steps that are not timed, and that are, before a number of steps is chosen
 
 AUTOENCODER: dict[str, Any] = dict(
     patch=PATCH, tokens=32, dim=128, heads=2, neck_layers=3, decoder_layers=3, point_layers=0, ray_frequencies=6,
@@ -57,13 +57,6 @@ class Arm:
     def needs(self) -> tuple[str, ...]:
         """Arms that must be trained before."""
         return tuple(name for name in (self.start, self.autoencoder, self.steps_of) if name)
-
-
-class Budget(NamedTuple):
-    """Of every arm."""
-
-    minutes: float
-    device: str
 
 
 ARMS: dict[str, Arm] = {
@@ -128,39 +121,13 @@ def shaped(views: Views, height: int, width: int) -> Views:
 def trained(name: str, out: Path, train: Path, validation: Path, budget: Budget) -> tuple[int, float]:
     """Train an arm unless it is there; its steps and the seconds of one."""
     arm, folder = ARMS[name], out / name
-    plan, threads = folder / "plan.json", torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        if not (folder / "model").is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
-            if not plan.exists():
-                seconds = timed(arm, out, folder, train, validation, budget.device)
-                whole = 60 * budget.minutes / seconds
-                if arm.steps_of:
-                    whole = json.loads((out / arm.steps_of / "plan.json").read_text())["steps"]
-                steps = max(TIMED, round(whole * arm.share))
-                plan.write_text(json.dumps({"steps": steps, "seconds": round(seconds, 4), "what": arm.what}))
-            steps = json.loads(plan.read_text())["steps"]
-            stage, run = built(arm, out, folder, train, validation, budget.device, steps)
-            with Trainer(stage, run) as trainer:
-                trainer.train()
-    finally:
-        torch.set_num_threads(threads)
-    found = json.loads(plan.read_text())
-    return found["steps"], found["seconds"]
+    steps = json.loads((out / arm.steps_of / "plan.json").read_text())["steps"] if arm.steps_of else None
+    share = budget._replace(minutes=arm.share * budget.minutes)
 
+    def build(steps: int) -> tuple[Stage, Run]:
+        return built(arm, out, folder, train, validation, budget.device, steps)
 
-def timed(arm: Arm, out: Path, folder: Path, train: Path, validation: Path, device: str) -> float:
-    """Seconds of a step, of the process's own time on a CPU."""
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    stage, run = built(arm, out, folder, train, validation, device, 10**6)
-    with Trainer(stage, run) as trainer:
-        for _ in range(WARM):
-            trainer.train_step()
-        begun = clock()
-        for _ in range(TIMED):
-            trainer.train_step()
-        return (clock() - begun) / TIMED
+    return budgeted(folder, arm.what, build, share, steps=None if steps is None else steps * arm.share)
 
 
 def built(

@@ -99,18 +99,24 @@ class Evaluated:
 
     def apart(self, claim: str, first: Images, second: Images, true: Images, expected: str) -> Verdict:
         """Fréchet distances of two sets of pictures to the true ones."""
-        a, b, truth = (self.features(images.flatten(0, 1).clamp(0, 1)) for images in (first, second, true))
-        width, scene = a.shape[1], torch.arange(len(true)).repeat_interleave(true.shape[1])
+        sets = [self.features(images.flatten(0, 1).clamp(0, 1)) for images in (first, second, true)]
+        scene = torch.arange(len(true)).repeat_interleave(true.shape[1])
+        return farther(claim, "Fréchet distance", sets, scene, expected)
 
-        def lead(both: Tensor, real: Tensor, minimum: int = 2) -> float:
-            parts = both[:, :width], both[:, width:]
-            first, second = (frechet_distance(part, real[:, :width], minimum=minimum) for part in parts)
-            return first - second
 
-        minimum = min(500, len(truth))
-        found = bootstrap(lead, torch.cat([a, b], 1), truth.repeat(1, 2), (scene, scene), minimum=minimum)
-        values = [frechet_distance(x, truth, minimum=minimum) for x in (a, b)]
-        return Verdict(claim, "Fréchet distance", *values, found.value, found.low, found.high, expected)
+def farther(claim: str, number: str, sets: list[Tensor], scene: Tensor, expected: str) -> Verdict:
+    """Fréchet distances of the first two sets of features to the third; `scene` says whose each row is."""
+    first, second, truth = sets
+    width, minimum = first.shape[1], min(500, len(truth))
+
+    def lead(both: Tensor, real: Tensor, minimum: int = 2) -> float:
+        parts = both[:, :width], both[:, width:]
+        near, far = (frechet_distance(part, real[:, :width], minimum=minimum) for part in parts)
+        return near - far
+
+    found = bootstrap(lead, torch.cat([first, second], 1), truth.repeat(1, 2), (scene, scene), minimum=minimum)
+    values = [frechet_distance(x, truth, minimum=minimum) for x in (first, second)]
+    return Verdict(claim, number, *values, found.value, found.low, found.high, expected)
 
 
 def compared(

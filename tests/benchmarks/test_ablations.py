@@ -73,8 +73,6 @@ def test_arms_come_after_what_they_need(ablations):
 @pytest.mark.timeout(300)  # twelve short runs
 def test_every_arm_trains_and_every_claim_is_compared(ablations, monkeypatch, tmp_path):
     arms, claims = (importlib.import_module(f"ablation.{name}") for name in ("arms", "claims"))
-    monkeypatch.setattr(arms, "WARM", 0)
-    monkeypatch.setattr(arms, "TIMED", 1)
     small = {
         "rae3d": dict(dim=32, neck_layers=1, decoder_layers=1),
         "dit3d": dict(dim=32, layers=1, heads=2, head_dim=32, head_layers=1, head_heads=2),
@@ -90,7 +88,7 @@ def test_every_arm_trains_and_every_claim_is_compared(ablations, monkeypatch, tm
             ("train", "train", 12), ("validation", "validation", 12), ("test", "test", 12), ("long", "test", 144),
         )
     }  # fmt: skip
-    budget = arms.Budget(1e-9, "cpu")
+    budget = arms.Budget(1e-9, "cpu", warm=0, timed=1)
     for name in ablations.needed({arm for claim in claims.CLAIMS.values() for arm in claim.arms}):
         steps, seconds = arms.trained(name, tmp_path, caches["train"], caches["validation"], budget)
         assert steps == 1 and seconds > 0
