@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 COMMANDS = {"import-linter", "pre-commit", "pyright", "ruff", "pytest-cov", "pytest-timeout", "pytest-xdist"}
-EMPTY = {"export", "ray"}  # promised names whose features need no further package yet
+EMPTY = {"export"}  # a promised name whose features need no further package yet
 BY_NAME = {"beartype"}  # tests/conftest.py names it to jaxtyping
 
 

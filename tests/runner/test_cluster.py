@@ -22,6 +22,7 @@ from diorama.runner.cluster import ALONE, SETTINGS, Cluster, cluster
 from diorama.scene import Condition, Scene
 
 COUNT = 200
+PATIENCE = 400  # seconds until the next thing has to have happened
 PROGRAM = """
 import json, os, signal, sys
 from pathlib import Path
@@ -120,11 +121,13 @@ def run_and_kill(folder: Path, model: Path, short: Path) -> tuple[str, list[int]
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=stream, stderr=stream)
     try:
         for many in (COUNT // 5, COUNT // 2):
-            assert until(lambda many=many: scenes(folder) >= many or process.poll() is not None, 400), log.read_text()
+            assert until(lambda many=many: scenes(folder) >= many or process.poll() is not None, PATIENCE), (
+                log.read_text()
+            )
             if found := workers(process.pid):
                 os.kill(found[0], signal.SIGKILL)
                 killed.append(found[0])
-        assert until(lambda: process.poll() is not None, 400), log.read_text()
+        assert until(lambda: process.poll() is not None, PATIENCE), log.read_text()
         assert process.returncode == 0, log.read_text()
         return log.read_text(), killed
     finally:

@@ -2,7 +2,8 @@
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,11 +12,14 @@ from tyro.conf import Positional, arg
 
 from diorama.cli.progress import Progress
 from diorama.cli.requests import CONFIG, check
+from diorama.cli.workers import WorkerFlags
 
 if TYPE_CHECKING:
+    from diorama.evaluation.asking import Benchmark
     from diorama.evaluation.methods import Method
     from diorama.evaluation.protocols import Protocol
     from diorama.evaluation.splits import Scenes
+    from diorama.runner.spread import Here
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Arguments:
     """Licence of another program's weights."""
     cache: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: the user's)")] = None
     """Where rendered scenes are kept."""
+    who: WorkerFlags = field(default_factory=WorkerFlags)
 
 
 def run(arguments: list[str]) -> int:
@@ -72,28 +77,46 @@ def run(arguments: list[str]) -> int:
     check("--scenes", options.scenes, options.scenes is None or options.scenes >= 1, "1 or more")
     check("--steps", options.steps, options.steps is None or options.steps >= 1, "1 or more")
     check("--guidance", options.guidance, 0 <= (options.guidance or 0) < math.inf, "0 or more")
+    options.who.check()
     _check_place(options.out)
-    from diorama.evaluation.benchmark import REPORT, Benchmark
-    from diorama.evaluation.benchmark import run as measure
-    from diorama.evaluation.scoring import instruments
-    from diorama.pipelines.base import pick_device
+    from diorama.runner.spread import spread
 
-    protocol = _protocol(options)
-    device = str(pick_device(options.device))
-    side = min(protocol.size.height or 256, protocol.size.width or 256)
-    tools = instruments(
-        side, device=device, features=options.features, poses=options.poses, cloud_samples=protocol.cloud_samples
-    )
-    method = _method(options, protocol)
-    scenes = _scenes(options, protocol)
-    with Progress(f"{method.name} on {protocol.name}") as progress:
-        summary = measure(Benchmark(method, protocol, scenes, tools, device, options.vbench), options.out, progress)
-    show(summary, f"{method.name} on {protocol.name}, {scenes.count} scenes")
-    for note in (*scenes.notes, *tools.notes):
+    with spread(options.device, options.who.ray, options.who.workers) as who:
+        return _measured(options, who)
+
+
+def _measured(options: Arguments, who: "Here") -> int:
+    from diorama.evaluation.benchmark import REPORT
+    from diorama.evaluation.benchmark import run as measure
+
+    device = "auto" if who.remote and who.device.startswith("cuda") else who.device  # GPUs may be elsewhere
+    with who.first():  # who renders scenes that are not there yet
+        benchmark = asked(options, device)
+    scenes, title = benchmark.scenes, f"{benchmark.method.name} on {benchmark.protocol.name}"
+    with Progress(title) as progress:
+        summary = measure(benchmark, options.out, progress, who, partial(asked, options))
+    show(summary, f"{title}, {scenes.count} scenes")
+    for note in (*scenes.notes, *benchmark.tools.notes):
         print(f"note: {note}")
     written = REPORT if (options.out / REPORT).is_file() else "summary.json"
     print(f"{options.out / written}: means over scenes, ± half their 95 % interval")
     return 0
+
+
+def asked(options: Arguments, device: str) -> "Benchmark":
+    """The benchmark that flags mean, with the method on a device."""
+    from diorama.evaluation.asking import Benchmark
+    from diorama.evaluation.scoring import instruments
+    from diorama.pipelines.base import pick_device
+
+    protocol = _protocol(options)
+    device = str(pick_device(device))
+    side = min(protocol.size.height or 256, protocol.size.width or 256)
+    tools = instruments(
+        side, device=device, features=options.features, poses=options.poses, cloud_samples=protocol.cloud_samples
+    )
+    method = _method(options, protocol, device)
+    return Benchmark(method, protocol, _scenes(options, protocol), tools, device, options.vbench)
 
 
 def show(summary: dict[str, Any], title: str) -> None:
@@ -144,7 +167,7 @@ def _protocol(options: Arguments) -> "Protocol":
     return protocol
 
 
-def _method(options: Arguments, protocol: "Protocol") -> "Method":
+def _method(options: Arguments, protocol: "Protocol", device: str) -> "Method":
     from diorama.evaluation.methods import find, samples
     from diorama.evaluation.outside import FOLDER, Outside
 
@@ -157,7 +180,7 @@ def _method(options: Arguments, protocol: "Protocol") -> "Method":
     if samples(options.method):
         steps = protocol.steps if steps is None else steps
         guidance = protocol.guidance if guidance is None else guidance
-    return find(options.method, device=options.device, steps=steps, guidance=guidance)
+    return find(options.method, device=device, steps=steps, guidance=guidance)
 
 
 def _scenes(options: Arguments, protocol: "Protocol") -> "Scenes":

@@ -4,13 +4,15 @@ import math
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from tyro.conf import arg
 
+from diorama.cli.many import ManifestFlags
+from diorama.cli.many import run as make_many
 from diorama.cli.parts import PartsFlags, check_model, given, means_vggt
-from diorama.cli.progress import Progress, describe
+from diorama.cli.progress import Progress, compiling, describe
 from diorama.cli.requests import (
     CONFIG,
     Request,
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 class SamplingFlags(SeedFlags):
     """What makes it, and how."""
 
+    speed: Literal["quality", "balanced", "fast"] = "quality"
+    """How much quality may be given for time: docs/sampling.md says what each costs; the next two go before it."""
     steps: Annotated[int | None, arg(help_behavior_hint="(default: the model's)")] = None
     """Sampling steps."""
     guidance: Annotated[float | None, arg(help_behavior_hint="(default: the model's)")] = None
@@ -46,10 +50,11 @@ class Arguments(SceneArguments):
 
     model: SamplingFlags = field(default_factory=SamplingFlags)
     parts: PartsFlags = field(default_factory=PartsFlags)
+    requests: ManifestFlags = field(default_factory=ManifestFlags)
 
 
 def run(arguments: list[str]) -> int:
-    """Make one scene and write it."""
+    """Make one scene and write it, or those of a manifest."""
     options = tyro.cli(
         Arguments,
         args=arguments,
@@ -61,17 +66,21 @@ def run(arguments: list[str]) -> int:
     check("--steps", flags.steps, flags.steps is None or flags.steps >= 1, "1 or more")
     check("--guidance", flags.guidance, 0 <= (flags.guidance or 0) < math.inf, "0 or more")
     check("--seed", flags.seed, 0 <= flags.seed < 2**63, "0 to 2**63 - 1")
-    out = target(options.output, "scene")
+    options.requests.check()
+    many = options.requests.manifest is not None
+    out = Path() if many else target(options.output, "scene")
     if means_vggt(flags.model):
         raise ValueError(
             f"--model {flags.model}: VGGT makes no views but the photos' own; 'diorama reconstruct' takes it"
         )
+    if many:
+        return make_many(options)
     if options.photo.poses is not None or given(options.parts):  # which take a while, or are for some models only
         check_model(flags.model, flags.device, options.parts, scaled=True)
     request = requested(options.photo, counted(options.path, flags.model), flags.device)
     from diorama.pipelines.base import load
 
-    pipeline = load(flags.model, flags.device, **options.parts.loading)
+    pipeline = load(flags.model, flags.device, compile=flags.compile, **options.parts.loading)
     make(pipeline, request, options, out)
     return 0
 
@@ -82,7 +91,7 @@ def make(pipeline: "ScenePipeline", request: Request, options: Arguments, out: P
 
     flags = options.model
     condition, wanted = fitted(pipeline, request, options.path.size, flags.prompt)
-    how = dict(steps=flags.steps, guidance=flags.guidance, **options.parts.sampling)
+    how = dict(speed=flags.speed, steps=flags.steps, guidance=flags.guidance, **options.parts.sampling)
     with Progress("sampling") as progress:
         scene = pipeline.generate(condition, wanted, seed=flags.seed, on_step=progress, **how)  # type: ignore[arg-type, call-arg]
     sampling, decoding = progress.seconds
@@ -90,6 +99,6 @@ def make(pipeline: "ScenePipeline", request: Request, options: Arguments, out: P
     scene = replace(scene, provenance=replace(scene.provenance, settings=settings))
     began = time.monotonic()
     save(scene, out, overwrite=options.output.overwrite)
-    times = {"sampling": sampling, "decoding": decoding, "writing": time.monotonic() - began}
+    times = {"sampling": sampling, "decoding": decoding, **compiling(pipeline), "writing": time.monotonic() - began}
     describe(scene, out, times)
     return scene

@@ -159,8 +159,10 @@ def cluster(address: str, device: str, workers: int | None) -> Iterator[Cluster]
 
 def _start(workers: int | None, quiet: dict[str, Any]) -> None:
     """A cluster of this machine, without dashboard."""
+    import psutil  # Ray and accelerate bring it
     import ray
 
+    others = set(psutil.Process().children(recursive=True))
     for attempt in range(STARTS):
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # how to turn the token off
@@ -168,6 +170,9 @@ def _start(workers: int | None, quiet: dict[str, Any]) -> None:
             return
         except Exception as error:  # Ray raises no narrower one
             ray.shutdown()
+            for left in set(psutil.Process().children(recursive=True)) - others:  # of a start that failed
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    left.kill()
             if "timed out during startup" not in str(error) or attempt == STARTS - 1:
                 raise OSError(f"--ray {LOCAL}: {_first_line(error)}") from None
 
