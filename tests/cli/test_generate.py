@@ -58,6 +58,12 @@ def gen3r(path: Path, count: int) -> Path:
     return path
 
 
+def test_a_preset_of_speed_holds_where_nothing_else_is_asked_for(command: Command) -> None:
+    command.done("generate", "--views", 2, "--out", "a", "--speed", "balanced", "--steps", 2)
+    told = opened("a").provenance.settings
+    assert told["solver"] == "unipc" and told["steps"] == 2
+
+
 def test_without_photos_a_scene_is_invented(command: Command) -> None:
     said = command.done("generate")
     made = opened("scene")
@@ -351,8 +357,8 @@ def test_what_a_size_means() -> None:
 @pytest.mark.parametrize(
     ("verb", "groups", "flags"),
     [
-        (generate, "photo camera output model parts", f"{PHOTOS} {PARTS} seed steps guidance prompt"),
-        (reconstruct, "photo camera output model parts", f"{PHOTOS} {PARTS} seed steps guidance prompt"),
+        (generate, "photo camera output model parts", f"{PHOTOS} {PARTS} seed speed steps guidance prompt"),
+        (reconstruct, "photo camera output model parts", f"{PHOTOS} {PARTS} seed speed steps guidance prompt"),
         (render, "camera output model", "trajectory views size out overwrite model device"),
         (demo, "output model", "out overwrite model device seed"),
     ],

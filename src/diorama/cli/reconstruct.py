@@ -42,6 +42,8 @@ class DiffusionFlags(PartsFlags):
 
     by: Annotated[Literal["diffusion", "vae", "vggt"] | None, arg(help_behavior_hint="(default: diffusion)")] = None
     """Made anew from noise; through the autoencoders and back; or the photos themselves with what VGGT says of them."""
+    speed: Annotated[Literal["quality", "balanced", "fast"] | None, arg(help_behavior_hint="(default: quality)")] = None
+    """As in 'diorama generate'; the next two go before it."""
     steps: Annotated[int | None, arg(help_behavior_hint="(default: the model's)")] = None
     """Sampling steps; 0 means --by vae."""
     guidance: Annotated[float | None, arg(help_behavior_hint="(default: the model's)")] = None

@@ -20,6 +20,7 @@ from diorama.geometry.cameras import Cameras
 from diorama.geometry.similarity import Similarity
 from diorama.models.downloads import DOWNLOADS
 from diorama.models.perceptual import cache_folder
+from diorama.pipelines.sampling import Preset, part_of, settled, solver
 from diorama.scene import Condition, Provenance, Scene, Shot, Views
 
 PIPELINES = {  # class name in model_index.json -> module
@@ -52,6 +53,7 @@ class ScenePipeline(DiffusionPipeline, ABC):
     """What all families share: batching, the sampling loop, guidance, seeds, progress and provenance."""
 
     config: Any  # what __init__ registered, by attribute
+    speeds: Mapping[str, Preset] = {"quality": {}}  # presets by name; the first changes nothing
     staged = False  # whether it is made of many parts, which `load` may place and shrink
 
     @overload
@@ -63,7 +65,8 @@ class ScenePipeline(DiffusionPipeline, ABC):
         seed: int = 0,
         steps: int | None = None,
         guidance: float | None = None,
-        interval: tuple[float, float] = (0.0, 1.0),
+        interval: tuple[float, float] | None = None,
+        speed: str = "quality",
         on_step: OnStep | None = None,
         **options: Any,
     ) -> Scene: ...
@@ -77,7 +80,8 @@ class ScenePipeline(DiffusionPipeline, ABC):
         seed: int | Sequence[int] = 0,
         steps: int | None = None,
         guidance: float | None = None,
-        interval: tuple[float, float] = (0.0, 1.0),
+        interval: tuple[float, float] | None = None,
+        speed: str = "quality",
         on_step: OnStep | None = None,
         **options: Any,
     ) -> list[Scene]: ...
@@ -90,15 +94,17 @@ class ScenePipeline(DiffusionPipeline, ABC):
         seed: int | Sequence[int] = 0,
         steps: int | None = None,
         guidance: float | None = None,
-        interval: tuple[float, float] = (0.0, 1.0),
+        interval: tuple[float, float] | None = None,
+        speed: str = "quality",
         on_step: OnStep | None = None,
         **options: Any,
     ) -> Scene | list[Scene]:
         """A scene with the wanted views; a sequence of conditions gives a list, each as if asked for alone.
 
-        Wanted sizes that the model cannot make are changed to near ones of its own resolution. Guidance acts at times
-        t inside `interval` (1 = noise). `on_step(done, all)` may raise `Cancelled`. What else may be asked for is the
-        family's: see its `options`. ValueError on unusable input.
+        Wanted sizes that the model cannot make are changed to near ones of its own resolution. `speed` names a preset,
+        before which go settings that are asked for. Guidance acts at times t inside `interval` (1 = noise).
+        `on_step(done, all)` may raise `Cancelled`. What else may be asked for: a `solver` ("euler" or "unipc"), and
+        what the family's `options` name. ValueError on unusable input.
         """
         conditions = [condition] if isinstance(condition, Condition) else list(condition)
         count = len(conditions)
@@ -108,14 +114,9 @@ class ScenePipeline(DiffusionPipeline, ABC):
             raise ValueError(
                 f"{count} conditions, {len(paths)} camera paths and {len(seeds)} seeds: accepted is one each"
             )
-        settings = {
-            "steps": self.config.steps if steps is None else steps,
-            "guidance": self.config.guidance if guidance is None else guidance,
-            "interval": interval,
-            **self.options(**options),
-        }
-        uniform_sigmas(settings["steps"])  # refuses what it cannot use, as does the next, before any heavy work
-        guidance_at(1.0, settings["guidance"], interval)
+        common = dict(steps=steps, guidance=guidance, interval=interval, **options)
+        shared, own = settled(self.config, self.speeds, speed, common)  # refuses before any heavy work
+        settings = {**shared, **self.options(**own)}
         requests = [self.prepared(c, path) for c, path in zip(conditions, paths, strict=True)]
         scenes: dict[int, Scene] = {}
         groups: dict[Any, list[int]] = {}
@@ -124,7 +125,7 @@ class ScenePipeline(DiffusionPipeline, ABC):
             shape = (path.views, path.height, path.width, len({0, *known.at}), known.views is None)
             groups.setdefault(shape, []).append(index)
         for number, members in enumerate(groups.values()):
-            report = _part_of(on_step, number, len(groups))
+            report = part_of(on_step, number, len(groups))
             made = self._generate_batch([requests[i] for i in members], [seeds[i] for i in members], settings, report)
             scenes |= dict(zip(members, made, strict=True))
         return scenes[0] if isinstance(condition, Condition) else [scenes[index] for index in range(count)]
@@ -157,13 +158,14 @@ class ScenePipeline(DiffusionPipeline, ABC):
         settings: Mapping[str, Any],
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """Latents from noise: Euler steps along the guided velocity."""
+        """Latents from noise: steps along the guided velocity."""
         self.schedule(settings["steps"], latents.device)
+        scheme = solver(settings.get("solver", "euler"), self.scheduler)
         for index, time in enumerate(self.scheduler.timesteps):
             t = float(time) / self.scheduler.config.num_train_timesteps
             scale = guidance_at(t, settings["guidance"], settings["interval"])
             velocity = self.velocity(latents, t, context, null if scale != 1 else None, scale)
-            latents = self.scheduler.step(velocity, time, latents, return_dict=False)[0]
+            latents = scheme.step(velocity, time, latents, return_dict=False)[0]
             if on_step:
                 on_step(index + 1, settings["steps"])
         return latents
@@ -316,12 +318,6 @@ def pick_device(device: str) -> torch.device:
             f"device {device!r}: accepted here are auto, {', '.join(n for n, there in present.items() if there)}"
         )
     return torch.device(device)
-
-
-def _part_of(on_step: OnStep | None, number: int, groups: int) -> OnStep | None:
-    if on_step is None:
-        return None
-    return lambda done, steps: on_step(number * steps + done, groups * steps)
 
 
 def size_in_units(height: int | float, width: int | float, unit: int, pixels: int) -> tuple[int, int]:

@@ -41,6 +41,7 @@ from diorama.pipelines.gen3r_world import (
     scale_of_scene,
 )
 from diorama.pipelines.prompts import PromptCache, PromptedPipeline
+from diorama.pipelines.sampling import GEN3R_SPEEDS
 from diorama.scene import Condition, Scene, Shot, Views
 
 UNIT = 112  # pixels: whole patches of VGGT (14) that are whole patches of the denoiser (16) too
@@ -56,6 +57,7 @@ class Gen3RPipeline(PromptedPipeline):
     """
 
     by_block = ("transformer", "text_encoder")
+    speeds = GEN3R_SPEEDS
     transformer: Gen3RTransformer
     vae: AutoencoderKLWan
     adapter: GeometryAdapter

@@ -5,11 +5,11 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from diorama.flow import guided
@@ -21,6 +21,7 @@ from diorama.models.observed_memory import ObservedMemory
 from diorama.models.rae3d import RAE3D
 from diorama.pipelines.base import Context, ScenePipeline
 from diorama.pipelines.decoding import decode_views, in_frames, kept
+from diorama.pipelines.sampling import TOKEN_SPEEDS, Kept, Told, checked_times, kept_over_steps
 from diorama.scene import Condition, Scene, Shot, Views
 
 
@@ -39,14 +40,6 @@ def encode_views(
     return autoencoder.encode(images, rays, visible, looked)
 
 
-class Told(NamedTuple):
-    """What the denoiser is told of requests."""
-
-    tokens: Float[Tensor, "batch token dim"]
-    label: Int[Tensor, " batch"] | None = None  # None for a model without classes
-    log_scale: Float[Tensor, " batch"] | None = None  # None for a model without scale, NaN where it is not known
-
-
 OPTIONS = ("title", "licence", "pixels", "encoder_views", "steps", "guidance")  # of TokenPipeline, kept with it
 
 
@@ -57,6 +50,7 @@ class TokenPipeline(ScenePipeline):
     """
 
     _optional_components = ["memory"]  # noqa: RUF012 - diffusers reads this list
+    speeds = TOKEN_SPEEDS
     autoencoder: RAE3D
     denoiser: DiT3D
     scheduler: FlowMatchEulerDiscreteScheduler
@@ -153,22 +147,29 @@ class TokenPipeline(ScenePipeline):
         """The same views at a size that this model makes, cropped around their centre if it has other proportions."""
         return cameras.fitted(*self.size_near(cameras.height, cameras.width))
 
-    def options(self, *, scale: float | None = None, **asked: Any) -> dict[str, Any]:
+    def options(
+        self, *, scale: float | None = None, backbone: Sequence[float] = (), memory: bool = True, **asked: Any
+    ) -> dict[str, Any]:
         """`scale`: what camera movements are multiplied with to be in median depths of the first view, where known.
 
-        ValueError for a model that was not trained to be told.
+        `backbone`: times at which the denoiser's backbone is asked anew, between which steps share its answer; every
+        step asks without. `memory`: whether the known views are looked at again, if the pipeline can. ValueError for a
+        scale where the model was not trained to be told.
         """
         if scale is not None and not self.denoiser.config.get("scale"):
             raise ValueError(f"scale {scale}: {self.config.title} was trained without; leave it out")
         if scale is not None and not 0 < scale < math.inf:
             raise ValueError(f"scale {scale}: accepted is more than 0")
-        return super().options(**asked) | ({} if scale is None else {"scale": scale})
+        told = {"scale": scale, "backbone": checked_times(backbone) or None, "memory": False if not memory else None}
+        return super().options(**asked) | {name: value for name, value in told.items() if value is not None}
 
     def branches(
         self, conditions: Sequence[Condition], wanted: Sequence[Any], seeds: Sequence[int], settings: Mapping[str, Any]
     ) -> tuple[Context, Context | None]:
         """What both branches of guidance know; both know the scale, which belongs to the poses."""
         context, null = super().branches(conditions, wanted, seeds, settings)
+        if not settings.get("memory", True):
+            context = context._replace(observed=None)
         if not self.denoiser.config.get("scale"):
             return context, null
         lengths = torch.stack([path.extent for path in wanted]).to(self.device, torch.float32)
@@ -221,17 +222,27 @@ class TokenPipeline(ScenePipeline):
         """Velocity at time t, guided where there is another branch: both as one batch."""
         if null is None:
             return self.denoise(latents, t, context.known)
-        pairs = zip(context.known, null.known, strict=True)
-        both = Told(*(None if one is None else torch.cat([one, other]) for one, other in pairs))  # type: ignore[arg-type]
-        return guided(*self.denoise(torch.cat([latents, latents]), t, both).chunk(2), scale)  # type: ignore[call-arg]
+        both = self.denoise(torch.cat([latents, latents]), t, context.known.beside(null.known))
+        return guided(*both.chunk(2), scale)  # type: ignore[call-arg]
 
     def denoise(self, latents: Tensor, t: float, known: Told) -> Tensor:
         """DiT3D's velocity, in single precision as is all between the models."""
-        times = torch.full((len(latents),), t, device=latents.device)
-        kind = self.denoiser.dtype
-        return self.denoiser(
-            latents.to(kind), times, known.tokens.to(kind), known.label, log_scale=known.log_scale
-        ).velocity.float()
+        times, kept = torch.full((len(latents),), t, device=latents.device), known.kept or Kept()
+        kind, state = self.denoiser.dtype, kept.state_at(t, len(latents))
+        told = dict(log_scale=known.log_scale, state=state, prefix=kept.prefix_of(len(latents)))
+        output = self.denoiser(latents.to(kind), times, known.tokens.to(kind), known.label, **told)
+        if state is None:
+            kept.state = output.state
+        return output.velocity.float()
+
+    def sampled(
+        self, latents: Tensor, context: Context, null: Context | None, settings: Mapping[str, Any], *rest: Any
+    ) -> Tensor:
+        """Latents from noise; what is the same at all steps is computed once."""
+        known = context.known if null is None else context.known.beside(null.known)
+        kept = kept_over_steps(self.denoiser, known, settings)
+        told = [c and c._replace(known=c.known._replace(kept=kept)) for c in (context, null)]
+        return super().sampled(latents, *told, settings, *rest)  # type: ignore[arg-type]
 
     def decode(self, latents: Tensor, context: Context) -> tuple[list[Views], Tensor]:
         """The wanted views, and the latents as the autoencoder reads them."""
