@@ -172,11 +172,13 @@ def test_what_it_refuses(gen3r: Command, photo) -> None:
 
 def test_what_other_models_refuse(gen3r: Command, photo, tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     name, vggt = photo(), published_vggt.write(tmp_path / "vggt")
-    own = ("--dtype", "bf16"), ("--offload", "blocks"), ("--tiling",), ("--negative-prompt", "x"), ("--scale", 1.0)
+    own = ("--step-cache", 0.1), ("--offload", "blocks"), ("--tiling",), ("--negative-prompt", "x"), ("--scale", 1.0)
     for flags in own:
         for verb in ("generate", "reconstruct"):
             said = gen3r.refused(verb, name, *flags, "--model", tiny_pipeline_folder)
             assert said.startswith(" ".join(map(str, flags))) and "only Gen3R takes this here" in said
+        assert f"leave {flags[0]} out" in gen3r.refused("reconstruct", name, *flags, "--model", vggt)
+    for flags in (("--dtype", "bf16"), ("--compile",)):
         assert f"leave {flags[0]} out" in gen3r.refused("reconstruct", name, *flags, "--model", vggt)
     for flags in (("--steps", 2), ("--seed", 0), ("--prompt", "x"), ("--guidance", 1.0)):
         for model in (tiny_pipeline_folder, vggt):

@@ -53,7 +53,7 @@ def run(arguments: list[str]) -> int:
     request = _around(made_up_room()) if options.photo is None else requested(PhotoFlags((options.photo,)), PATH)
     from diorama.pipelines.base import load
 
-    pipeline = load(options.model.model, options.model.device)
+    pipeline = load(options.model.model, options.model.device, compile=options.model.compile)
     flags = SamplingFlags(**asdict(options.model), steps=STEPS)
     make(pipeline, request, Everything(path=PATH, output=options.output, model=flags), out)
     if out.suffix:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PartsFlags:
-    """For models of many large parts (Gen3R); others refuse these, but for --scale where they were trained with it."""
+    """For models of many large parts (Gen3R); of others, models of tokens take --dtype, and --scale if they know it."""
 
     dtype: Annotated[
         Literal["bf16", "fp16", "fp32"] | None, arg(help_behavior_hint="(default: bf16 on CUDA, else fp32)")
@@ -90,7 +90,7 @@ def check_model(model: str, device: str, flags: PartsFlags, *, scaled: bool = Fa
     pick_device(device)
     kind, folder = find_model(model)
     if not kind.staged:
-        taken = {"scale"} if scaled and _knows_scale(folder) else set()
+        taken = {*kind.loads, *({"scale"} if scaled and _knows_scale(folder) else ())}
         others = {name: value for name, value in given(flags).items() if name not in taken}
         no_such(others, f"only Gen3R takes this here, not {model}")
     return kind

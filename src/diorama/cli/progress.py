@@ -54,6 +54,12 @@ def describe(scene: "Scene", out: Path, seconds: dict[str, float]) -> None:
     print("  " + ", ".join(f"{what} {value:.1f} s" for what, value in seconds.items()))
 
 
+def compiling(pipeline: Any) -> dict[str, float]:
+    """How long the first calls took for which a model was compiled, if it was."""
+    made = pipeline.compilation
+    return {} if made is None or made.reason else {"of these compiling": made.seconds}
+
+
 def _bar() -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -11,7 +11,7 @@ from tyro.conf import arg
 
 from diorama.cli.parts import PartsFlags, check_model, given, means_vggt, no_such
 from diorama.cli.photos import unposed
-from diorama.cli.progress import Progress, describe
+from diorama.cli.progress import Progress, compiling, describe
 from diorama.cli.requests import (
     CONFIG,
     SceneArguments,
@@ -87,14 +87,14 @@ def run(arguments: list[str]) -> int:
     from diorama.export.save import save
     from diorama.pipelines.base import load
 
-    pipeline = load(model, device, **flags.loading)
+    pipeline = load(model, device, compile=options.model.compile, **flags.loading)
     condition, wanted = fitted(pipeline, request, options.path.size, flags.prompt)
     scene, seconds = _made(pipeline, condition, wanted, flags)
     settings = {**scene.provenance.settings, "trajectory": options.path.trajectory or "default", **request.origin}
     scene = replace(scene, condition=condition, provenance=replace(scene.provenance, settings=settings))
     began = time.monotonic()
     save(scene, out, overwrite=options.output.overwrite)
-    describe(scene, out, {**seconds, "writing": time.monotonic() - began})
+    describe(scene, out, {**seconds, **compiling(pipeline), "writing": time.monotonic() - began})
     return 0
 
 
@@ -130,7 +130,7 @@ def _by_vggt(options: Arguments, out: Path) -> int:
     for flag, value in (("--trajectory", path.trajectory), ("--poses", options.photo.poses)):
         if value is not None:
             raise ValueError(f"{flag} {value}: VGGT shows the photos, from cameras that it finds; leave {flag} out")
-    asked = given(options.parts)
+    asked = given(options.parts) | ({"compile": True} if options.model.compile else {})
     points = asked.pop("points", "depth")
     no_such(asked, "VGGT is read in float32 and looks at the photos once")
     views = unposed(options.photo, path.count, "VGGT")

@@ -8,10 +8,10 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional, arg
 
-from diorama.cli.progress import describe
+from diorama.cli.progress import compiling, describe
 from diorama.cli.requests import (
     CONFIG,
-    ModelFlags,
+    CompiledFlags,
     OutFlags,
     PathFlags,
     camera_path,
@@ -30,7 +30,7 @@ class Arguments:
     """The folder of a saved scene."""
     path: Annotated[PathFlags, arg(name="camera")] = field(default_factory=PathFlags)
     output: OutFlags = field(default_factory=OutFlags)
-    model: ModelFlags = field(default_factory=lambda: ModelFlags(model=""))
+    model: CompiledFlags = field(default_factory=lambda: CompiledFlags(model=""))
 
 
 def run(arguments: list[str]) -> int:
@@ -60,7 +60,7 @@ def run(arguments: list[str]) -> int:
     model = options.model.model or scene.provenance.model
     if not options.model.model and model not in embedded_models():
         raise ValueError(f"{options.scene}: made by {model!r}, which is not embedded; give its folder by --model")
-    pipeline = load(model, options.model.device)
+    pipeline = load(model, options.model.device, compile=options.model.compile)
     if flags.size is not None:
         wanted = wanted.fitted(*size_made(pipeline, flags.size, wanted.height, wanted.width))
     began = time.monotonic()
@@ -74,5 +74,5 @@ def run(arguments: list[str]) -> int:
         provenance=replace(scene.provenance, settings=settings),
     )
     save(rendered, out, overwrite=options.output.overwrite)
-    describe(rendered, out, {"decoding": made - began, "writing": time.monotonic() - made})
+    describe(rendered, out, {"decoding": made - began, **compiling(pipeline), "writing": time.monotonic() - made})
     return 0

@@ -71,7 +71,15 @@ class ModelFlags:
 
 
 @dataclass(frozen=True)
-class SeedFlags(ModelFlags):
+class CompiledFlags(ModelFlags):
+    """What makes it, and how."""
+
+    compile: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Compile the model first: minutes the first time, then faster. For a GPU, large models or many scenes."""
+
+
+@dataclass(frozen=True)
+class SeedFlags(CompiledFlags):
     """What makes it, and how."""
 
     seed: int = 0
@@ -85,7 +93,7 @@ class SceneArguments:
     photo: PhotoFlags = field(default_factory=PhotoFlags)
     path: Annotated[PathFlags, arg(name="camera")] = field(default_factory=PathFlags)
     output: OutFlags = field(default_factory=OutFlags)
-    model: ModelFlags = field(default_factory=ModelFlags)
+    model: CompiledFlags = field(default_factory=CompiledFlags)
 
 
 @dataclass(frozen=True)

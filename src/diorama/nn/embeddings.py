@@ -18,7 +18,7 @@ class PatchEmbed(nn.Conv2d):
         nn.init.zeros_(self.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch token dim"]:
-        return super().forward(x).flatten(2).transpose(1, 2)
+        return super().forward(x.to(self.weight.dtype)).flatten(2).transpose(1, 2)
 
 
 class RayEmbed(nn.Module):
@@ -43,17 +43,20 @@ class RayEmbed(nn.Module):
     def forward(
         self, rays: Float[Tensor, "batch 6 height width"], visible: Bool[Tensor, " batch"]
     ) -> Float[Tensor, "batch token dim"]:
-        """Tokens of every view; rays outside `visible` views carry no image and say so."""
+        """Tokens of every view; rays outside `visible` views carry no image and say so.
+
+        Half precision begins behind the features, as in it neighbouring rays are one.
+        """
         flag = visible.to(rays.dtype)[:, None, None, None].expand(-1, 1, *rays.shape[-2:])
         tokens = self.map(torch.cat([rays, flag], 1))
         if self.fourier is None and self.products is None:
             return tokens
-        mean = nn.functional.avg_pool2d(rays, self.patch).flatten(2).transpose(1, 2)
+        mean, kind = nn.functional.avg_pool2d(rays, self.patch).flatten(2).transpose(1, 2), self.map.weight.dtype
         if self.fourier is not None:
             angles = (mean[..., None] * self.octaves).flatten(-2)
-            tokens = tokens + self.fourier(torch.cat([angles.sin(), angles.cos()], -1))
+            tokens = tokens + self.fourier(torch.cat([angles.sin(), angles.cos()], -1).to(kind))
         if self.products is not None:
-            tokens = tokens + self.products(mean[..., self.pairs[0]] * mean[..., self.pairs[1]])
+            tokens = tokens + self.products((mean[..., self.pairs[0]] * mean[..., self.pairs[1]]).to(kind))
         return tokens
 
 

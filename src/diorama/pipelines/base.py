@@ -55,6 +55,8 @@ class ScenePipeline(DiffusionPipeline, ABC):
     config: Any  # what __init__ registered, by attribute
     speeds: Mapping[str, Preset] = {"quality": {}}  # presets by name; the first changes nothing
     staged = False  # whether it is made of many parts, which `load` may place and shrink
+    loads: tuple[str, ...] = ()  # what `load` may be told beside the device
+    compilation: Any = None  # what of it is compiled: see `compiled.Compilation`
 
     @overload
     def generate(
@@ -239,26 +241,34 @@ class ScenePipeline(DiffusionPipeline, ABC):
 
 
 def load(
-    model: str | Path, device: str = "auto", *, dtype: torch.dtype | None = None, offload: str | None = None
+    model: str | Path,
+    device: str = "auto",
+    *,
+    dtype: torch.dtype | None = None,
+    offload: str | None = None,
+    compile: bool = False,
 ) -> ScenePipeline:
     """The pipeline of an embedded model's name, of a saved folder, or of a published one; never downloads.
 
     `gen3r` and `vggt` are what `diorama download` fetched, unless a folder of that name is here. Models of many parts
-    may be loaded in half precision and take turns on the device: see `Gen3RPipeline.load_folder`. Raises ValueError,
+    may take turns on the device: see `Gen3RPipeline.load_folder`; `compile`: see `compile_pipeline`. Raises ValueError,
     in one line, for unknown names, other classes and weights that do not fit.
     """
     where = pick_device(device)
     kind, folder = find_model(model)
     options = {key: value for key, value in (("dtype", dtype), ("offload", offload)) if value is not None}
-    if options and not kind.staged:
-        raise ValueError(f"{folder}: a {kind.__name__} is loaded as it is; accepted is no {' and no '.join(options)}")
+    if unknown := [name for name in options if name not in kind.loads]:
+        raise ValueError(f"{folder}: a {kind.__name__} is loaded as it is; accepted is no {' and no '.join(unknown)}")
     if offload is not None:
         from diorama.pipelines.staging import OFFLOADS
 
         if offload not in OFFLOADS:
             raise ValueError(f"offload {offload!r}: accepted are {', '.join(OFFLOADS)}")
     try:
-        return kind.load_folder(folder, **options).to(where)
+        pipeline = kind.load_folder(folder, **options).to(where)
+        if compile:
+            import_module("diorama.pipelines.compiled").compile_pipeline(pipeline, where)
+        return pipeline
     except ValueError as error:
         raise ValueError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from None
 

@@ -55,7 +55,7 @@ def decode_views(
     parts = []
     for start in range(0, local.views, size):
         cameras = local[start : start + size].to(latents.device)
-        decoded = autoencoder.decode(scene, cameras.plucker().to(autoencoder.dtype))
+        decoded = autoencoder.decode(scene, cameras.plucker())
         if recalled is not None:
             decoded = _sharpened(memory, recalled, decoded, cameras, raw)  # type: ignore[arg-type]
         parts.append([None if x is None else x.float().cpu() for x in decoded])
@@ -83,7 +83,7 @@ def _recalled(
         rows.append((views or example)[places])
     cameras = in_frames([views.cameras for views in rows], frames).to(scene.latents.device)  # type: ignore[misc]
     images = torch.stack([views.images for views in rows]).to(scene.latents.device)
-    points, _ = autoencoder.decode_points(scene, cameras.plucker().to(autoencoder.dtype))
+    points, _ = autoencoder.decode_points(scene, cameras.plucker())
     return memory.read(images, decoded_depth(points.float(), cameras), cameras, visible.to(images.device))
 
 

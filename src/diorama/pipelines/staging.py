@@ -21,6 +21,7 @@ class StagedPipeline(ScenePipeline):
     """
 
     staged = True
+    loads = ("dtype", "offload")
     by_block: tuple[str, ...] = ()
     offload: str = "none"
     place: torch.device = torch.device("cpu")  # where work is done

@@ -36,8 +36,7 @@ def encode_views(
 
     `looked` is what the autoencoder's `look` said of the same images.
     """
-    images, rays = (values.to(autoencoder.dtype) for values in (views.images, cameras.plucker()))
-    return autoencoder.encode(images, rays, visible, looked)
+    return autoencoder.encode(views.images.to(autoencoder.dtype), cameras.plucker(), visible, looked)
 
 
 OPTIONS = ("title", "licence", "pixels", "encoder_views", "steps", "guidance")  # of TokenPipeline, kept with it
@@ -51,6 +50,7 @@ class TokenPipeline(ScenePipeline):
 
     _optional_components = ["memory"]  # noqa: RUF012 - diffusers reads this list
     speeds = TOKEN_SPEEDS
+    loads = ("dtype",)
     autoencoder: RAE3D
     denoiser: DiT3D
     scheduler: FlowMatchEulerDiscreteScheduler
@@ -81,8 +81,11 @@ class TokenPipeline(ScenePipeline):
                 model.eval()
 
     @classmethod
-    def load_folder(cls, folder: Path) -> "TokenPipeline":
-        """Load a saved pipeline in float32, strictly: missing, unknown or unreadable weights raise ValueError."""
+    def load_folder(cls, folder: Path, dtype: torch.dtype | None = None) -> "TokenPipeline":
+        """Load a saved pipeline strictly: missing, unknown or unreadable weights raise ValueError.
+
+        Weights go to `dtype`, by default float32, which rays, latents between the models and the memory keep.
+        """
         remembers = (folder / "memory").is_dir()
         for name, kind in (("autoencoder", RAE3D), ("denoiser", DiT3D), *((("memory", ObservedMemory),) * remembers)):
             check_weights(kind, folder / name)
@@ -99,6 +102,8 @@ class TokenPipeline(ScenePipeline):
             scheduler: Any = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
             index = json.loads((folder / "model_index.json").read_text())
             options = {key: value for key, value in index.items() if key[0] != "_" and not isinstance(value, list)}
+            for parameter in (*autoencoder.parameters(), *denoiser.parameters()):  # buffers keep all their digits
+                parameter.data = parameter.data.to(dtype or torch.float32)
             return cls(autoencoder, denoiser, scheduler, memory, **options)
         except (OSError, TypeError) as error:
             raise ValueError(f"{folder}: not a {cls.__name__} ({str(error).splitlines()[0]})") from None

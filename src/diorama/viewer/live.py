@@ -90,7 +90,7 @@ class LiveDecoder:
             return Picture(image.cpu(), depth.cpu() / float(self.frame.scale))
 
     def _rays(self, cameras: Cameras) -> Float[Tensor, "batch view 6 height width"]:
-        return cameras.plucker().to(self.autoencoder.dtype)
+        return cameras.plucker()
 
     def _blended(self, values: Tensor, offsets: list[tuple[int, int]], cameras: Cameras) -> Tensor:
         """One picture of shifted ones, each pixel counted by how far inside its patch it lies."""
