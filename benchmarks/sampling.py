@@ -23,9 +23,8 @@ from typing import Any
 
 import torch
 import tyro
-from machine import write_numbers
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from machine import operations, write_numbers
+from torch import Tensor, nn
 
 from diorama.data.cache import WorldsCache, write_cache
 from diorama.data.worlds import SPLITS, WORLDS_VERSION
@@ -149,7 +148,6 @@ def timed(pipeline: ScenePipeline, rows: dict[str, dict[str, Any]], options: Opt
     return found
 
 
-@torch.no_grad()
 def counted(pipeline: ScenePipeline, how: dict[str, Any], views: int) -> dict[str, float]:
     """Operations of one scene, and how many rows the denoiser and its first block were asked for."""
     denoiser = pipeline.denoiser if isinstance(pipeline, TokenPipeline) else pipeline.transformer  # type: ignore[attr-defined]
@@ -159,12 +157,11 @@ def counted(pipeline: ScenePipeline, how: dict[str, Any], views: int) -> dict[st
         for name, module in (("evaluations", denoiser), ("backbone", denoiser.blocks[-1]))
     ]
     try:
-        with FlopCounterMode(display=False) as counter:
-            pipeline.generate(*request(pipeline, views), **how)
+        flops = operations(lambda: pipeline.generate(*request(pipeline, views), **how))
     finally:
         for hook in hooks:
             hook.remove()
-    return {"gigaflops": counter.get_total_flops() / 1e9, **rows}
+    return {"gigaflops": flops / 1e9, **rows}
 
 
 def worlds(options: Options, pipeline: ScenePipeline, split: str, scenes: int) -> WorldsCache:
@@ -249,6 +246,9 @@ def main(options: Options) -> None:
     """Measure, print a table and write the numbers."""
     torch.set_num_threads(options.threads)
     pipeline = load(options.model, options.device)
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.requires_grad_(False)  # or the counter of operations looks for gradients
     if options.schedule:
         if not isinstance(pipeline, TokenPipeline):
             raise ValueError(f"--schedule: {pipeline.config.title} has no backbone that steps could share")
