@@ -17,13 +17,22 @@ STAGES = {
     "rae3d": ("RAE3DStage", "the autoencoder: views to 3D latent tokens and back"),
     "observed_memory": ("ObservedMemoryStage", "the memory that keeps known views sharp, on a trained autoencoder"),
     "dit3d": ("DiT3DStage", "the denoiser of those tokens, on a trained autoencoder"),
+    "distill": ("DistillStage", "a trained denoiser that needs few steps and no guidance"),
     "lora": ("LoRAStage", "a small change of a trained denoiser, on your own captures"),
     "vggt": ("VGGTStage", "cameras, depth and points of photos, in one pass"),
     "video_vae": ("VideoVAEStage", "a video VAE: clips to latents and back"),
     "adapter": ("AdapterStage", "Gen3R's adapter: VGGT's tokens to latents like a video VAE's, and back"),
     "gen3r": ("Gen3RStage", "Gen3R's denoiser of video and geometry, on trained parts"),
 }
-OF_A_RUN = ("checkpoint.pt", "checkpoint", "log.jsonl", "tensorboard", "latents.safetensors", "latents.part")
+OF_A_RUN = (
+    "checkpoint.pt",
+    "checkpoint",
+    "log.jsonl",
+    "tensorboard",
+    "latents.safetensors",
+    "latents.part",
+    "trajectories",
+)
 
 
 def run(arguments: list[str]) -> int:

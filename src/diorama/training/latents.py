@@ -20,6 +20,7 @@ from torch import Tensor
 from diorama.data.cache import WorldsCache
 from diorama.data.sources import is_worlds
 from diorama.data.transforms import mirrored
+from diorama.models.dit3d import DiT3D
 from diorama.models.rae3d import RAE3D
 from diorama.pipelines.tokens import encode_views
 from diorama.scene import Views
@@ -140,8 +141,8 @@ class Latents:
         return cls(**tensors)
 
 
-def weights_of(model: RAE3D) -> str:
-    """A name for what an autoencoder encodes to."""
+def weights_of(model: RAE3D | DiT3D) -> str:
+    """A name for what an autoencoder encodes to, or a denoiser says."""
     architecture = {name: value for name, value in dict(model.config).items() if not name.startswith("_")}
     weights = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
     for name, parameter in sorted(model.named_parameters()):  # and no buffers: encoding does not use the statistics
