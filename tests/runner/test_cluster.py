@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from tests.cli.conftest import until
@@ -19,6 +20,7 @@ from diorama.cli.main import main
 from diorama.geometry.cameras import Cameras
 from diorama.geometry.trajectories import orbit
 from diorama.runner.cluster import ALONE, SETTINGS, Cluster, cluster
+from diorama.runner.work import Failed
 from diorama.scene import Condition, Scene
 
 COUNT = 200
@@ -213,6 +215,103 @@ class FakeRay(ModuleType):
 
     def cluster_resources(self) -> dict[str, float]:
         return {"CPU": 3.0}
+
+
+class FakeWorkers(FakeRay):
+    """Ray's calls, each done when its answer is fetched; workers die at the calls of these numbers, ready or not."""
+
+    def __init__(self, *deaths: int) -> None:
+        super().__init__()
+        self.deaths, self.calls, self.alive = deaths, 0, 0
+        self.exceptions = SimpleNamespace(
+            RayActorError=type("RayActorError", (Exception,), {}), RayTaskError=type("RayTaskError", (Exception,), {})
+        )
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def put(self, value: object) -> object:
+        return value
+
+    def remote(self, **resources: object):
+        assert resources == {"num_cpus": 1, "num_gpus": 0}
+
+        def start(kind: type):
+            return SimpleNamespace(remote=lambda *arguments: self.worker(kind(*arguments)))
+
+        return start
+
+    def worker(self, made: object) -> SimpleNamespace:
+        self.alive += 1
+        assert self.alive <= 3, "more workers than asked for"
+        calls = {name: SimpleNamespace(remote=partial(partial, getattr(made, name))) for name in ("ready", "results")}
+        return SimpleNamespace(**calls, killed=False)
+
+    def wait(self, answers: list) -> tuple[list, list]:
+        return answers[:1], answers[1:]
+
+    def get(self, answer: partial) -> object:
+        self.calls += 1
+        if self.calls in self.deaths:
+            raise self.exceptions.RayActorError("the actor died\nin a fall")
+        try:
+            return answer()
+        except Exception as error:
+            told = self.exceptions.RayTaskError()
+            told.cause = error
+            raise told from None
+
+    def kill(self, worker: SimpleNamespace) -> None:
+        assert not worker.killed
+        worker.killed = True
+        self.alive -= 1
+
+
+class Tens:
+    """Ten times the items; five cannot be."""
+
+    def open(self, device: str):
+        assert device == "cpu"
+        return self.do
+
+    def do(self, items):
+        if 5 in items:
+            raise ValueError("five")
+        return [10 * item for item in items]
+
+
+def done(monkeypatch: pytest.MonkeyPatch, ray: FakeWorkers, batches: list, work: object = None) -> dict:
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    found: dict = {}
+
+    def kept(items, results) -> None:
+        assert not found.keys() & set(items), "done twice"
+        found.update(zip(items, results, strict=True))
+
+    with cluster("local", "cpu", 3) as who:
+        who.run(work or Tens(), batches, kept)
+    assert ray.alive == 0
+    return found
+
+
+@pytest.mark.parametrize("deaths", [(), (1,), (4,), (2, 3, 9), (5, 6, 7, 8, 10), tuple(range(2, 14, 2))], ids=str)
+def test_everything_is_done_once_whoever_dies(monkeypatch: pytest.MonkeyPatch, deaths: tuple[int, ...]) -> None:
+    batches = [[i, i + 1] for i in range(0, 20, 2)]
+    found = done(monkeypatch, FakeWorkers(*deaths), batches)
+    assert found == {i: Failed("five") if i == 5 else 10 * i for i in range(20)}
+    assert done(monkeypatch, FakeWorkers(), []) == {}
+
+
+def test_workers_that_never_do_anything_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OSError, match="^13 workers died one after the other: the actor died$"):
+        done(monkeypatch, FakeWorkers(*range(100)), [[1], [2], [3]])
+
+    class Refusing:
+        def open(self, device: str):
+            raise ValueError("no model")
+
+    with pytest.raises(ValueError, match="^no model$"):
+        done(monkeypatch, FakeWorkers(), [[1], [2]], Refusing())
 
 
 def started(monkeypatch: pytest.MonkeyPatch, ray: FakeRay, address: str, **asked: object) -> Cluster:
