@@ -90,15 +90,17 @@ class Options:
 def rows_of(pipeline: ScenePipeline, options: Options, steps: int) -> dict[str, dict[str, Any]]:
     """What `generate` is asked for, by the name of the row; `quality` first."""
     tokens = isinstance(pipeline, TokenPipeline)
-    rows = KNOBS | (TOKEN_KNOBS if tokens else GEN3R_KNOBS) | pipeline.speeds
-    if "memory" in rows["fast"]:
-        rows["fast, known views looked at again"] = rows["fast"] | {"memory": True}
+    knobs = KNOBS | (TOKEN_KNOBS if tokens else GEN3R_KNOBS)
+    rows = {name: {"steps": steps} | how for name, how in ({"quality": {}} | knobs).items()}
+    rows |= {name: {"speed": name} for name in pipeline.speeds if name != "quality"}
+    if "memory" in pipeline.speeds["fast"]:
+        rows["fast, known views looked at again"] = {"speed": "fast", "memory": True}
     chosen = options.only or tuple(rows)
     if unknown := set(chosen) - set(rows):
         raise ValueError(f"--only {', '.join(sorted(unknown))}: accepted are {', '.join(rows)}")
-    asked = {name: {"steps": steps} | rows[name] for name in dict.fromkeys(("quality", *chosen))}
+    asked = {name: rows[name] for name in dict.fromkeys(("quality", *chosen))}
     for how in asked.values():
-        if isinstance(how["steps"], float):
+        if isinstance(how.get("steps"), float):
             how["steps"] = max(1, round(how["steps"] * steps))
         if isinstance(how.get("backbone"), float):
             how["backbone"] = known_schedule(options.schedules, max(2, round(how["backbone"] * steps)))

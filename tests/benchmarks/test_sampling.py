@@ -24,6 +24,7 @@ def sampling():
         torch.set_num_threads(threads)
 
 
+@pytest.mark.timeout(600)
 def test_every_row_is_timed_counted_and_compared(sampling, tmp_path, capsys):
     options = sampling.smaller(
         sampling.Options(smoke=True, out=tmp_path / "out.json", schedules=tmp_path / "when.json", cache=tmp_path)
@@ -51,5 +52,5 @@ def test_every_row_is_timed_counted_and_compared(sampling, tmp_path, capsys):
 
 def test_rows_that_are_none_are_refused(sampling, tmp_path):
     options = sampling.smaller(sampling.Options(smoke=True, only=("best",), out=tmp_path / "out.json"))
-    with pytest.raises(ValueError, match="^--only best: accepted are half of the steps"):
+    with pytest.raises(ValueError, match="^--only best: accepted are quality, half of the steps"):
         sampling.main(options)

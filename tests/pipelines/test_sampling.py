@@ -37,6 +37,15 @@ def test_presets_have_the_same_names_and_what_is_asked_for_wins(kind):
         assert own == {key: value for key, value in preset.items() if key in ("backbone", "memory")}
 
 
+@pytest.mark.parametrize("speed", ["balanced", "fast"])
+def test_a_model_of_few_steps_keeps_those_that_it_was_made_for(speed):
+    config = {"title": "distilled", "steps": 4, "guidance": 1.0}
+    own = dict(steps=4, guidance=1.0, interval=(0.0, 1.0))
+    rest = {"memory": False} if speed == "fast" else {}
+    assert settled(config, TokenPipeline.speeds, speed, {}) == (own, rest)
+    assert settled(config, TokenPipeline.speeds, speed, {"solver": "unipc"})[0] == own | {"solver": "unipc"}
+
+
 @pytest.mark.parametrize("name", ["balanced", "fast"])
 def test_a_preset_is_the_settings_that_it_names(name):
     model = pipeline(memory=observed_memory(), steps=50)
@@ -160,7 +169,8 @@ def test_guidance_that_begins_between_the_times_asks_for_the_other_branch(model)
 
 
 @pytest.mark.parametrize("speed", ["balanced", "fast"])
-def test_a_list_is_as_if_each_was_asked_for_alone_at_any_speed(model, speed):
+def test_a_list_is_as_if_each_was_asked_for_alone_at_any_speed(speed):
+    model = pipeline(steps=50)
     asked = [(PHOTO, CAMERAS), (Condition(), CAMERAS), (PHOTO, path(2, seed=3))]
     together = model.generate(*map(list, zip(*asked, strict=True)), seed=[1, 2, 3], speed=speed)
     for seed, (request, scene) in enumerate(zip(asked, together, strict=True), 1):

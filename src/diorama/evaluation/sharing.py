@@ -49,7 +49,8 @@ def best_steps(similarity: Float[Tensor, "step other"], count: int) -> list[int]
     if not 1 <= count <= steps:
         raise ValueError(f"{count} of {steps} steps: accepted are 1 to {steps}")
     before = F.pad(similarity.double().cumsum(1), (1, 0)).tolist()
-    best = [{0: (0.0, [])}]  # for each number of spans: end of the last -> the sum so far, and where spans begin
+    # For each number of spans: end of the last -> the sum so far, and where spans begin.
+    best: list[dict[int, tuple[float, list[int]]]] = [{0: (0.0, [])}]
     for _ in range(count):
         ends: dict[int, tuple[float, list[int]]] = {}
         for start, (total, starts) in best[-1].items():

@@ -33,12 +33,16 @@ def settled(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings that every family has, and the rest for the family: its own defaults, then a preset's, then those asked.
 
-    ValueError, in one line, for a preset that it has not, and for steps, guidance or a solver that cannot be.
+    A model of no more steps than a preset's, distilled say, keeps the steps that it was made for. ValueError, in one
+    line, for a preset that it has not, and for steps, guidance or a solver that cannot be.
     """
     if speed not in presets:
         raise ValueError(f"speed {speed!r}: accepted by {config['title']} are {', '.join(presets)}")
     defaults = {"steps": config["steps"], "guidance": config["guidance"], "interval": (0.0, 1.0)}
-    chosen = defaults | presets[speed] | {name: value for name, value in asked.items() if value is not None}
+    preset = presets[speed]
+    if config["steps"] <= preset.get("steps", 0):
+        preset = {name: value for name, value in preset.items() if name not in (*defaults, "solver", "backbone")}
+    chosen = defaults | preset | {name: value for name, value in asked.items() if value is not None}
     common = {name: chosen.pop(name) for name in (*defaults, "solver") if name in chosen}
     uniform_sigmas(common["steps"])
     guidance_at(1.0, common["guidance"], common["interval"])
@@ -57,7 +61,8 @@ def solver(name: str, euler: FlowMatchEulerDiscreteScheduler) -> Any:
     made = UniPCMultistepScheduler(
         num_train_timesteps=euler.config.num_train_timesteps, prediction_type="flow_prediction", use_flow_sigmas=True
     )
-    made.set_timesteps(sigmas=euler.sigmas[:-1].cpu().double().numpy(), device=euler.timesteps.device)
+    sigmas: Any = euler.sigmas[:-1].cpu().double().numpy()  # annotated as a list there, used as an array
+    made.set_timesteps(sigmas=sigmas, device=euler.timesteps.device)
     made.set_begin_index(0)
     return made
 
