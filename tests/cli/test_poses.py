@@ -108,7 +108,8 @@ def test_without_a_folder_the_cache_is_looked_in(
 ) -> None:
     monkeypatch.setenv("DIORAMA_CACHE", str(Path("cache").absolute()))
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
-    for words in ((*photos, "--poses", "vggt"), (*photos, "--model", "vggt")):
+    monkeypatch.setattr("diorama.pipelines.base.WEIGHTS", Path("none"))  # which comes last
+    for words in ((*photos, "--poses", "vggt", "--model", command.model), (*photos, "--model", "vggt")):
         said = command.refused("reconstruct", *words)
         assert "cache/vggt: holds no VGGT" in said and "diorama download vggt" in said
     shutil.copytree(weights, "cache/vggt")

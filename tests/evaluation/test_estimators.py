@@ -50,6 +50,7 @@ def test_without_a_folder_it_is_looked_for_in_the_cache(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
     monkeypatch.setenv("DIORAMA_CACHE", str(tmp_path))
+    monkeypatch.setattr("diorama.pipelines.base.WEIGHTS", tmp_path / "none")  # which comes last
     with pytest.raises(ValueError, match=rf"^{tmp_path}/vggt: holds no VGGT .*diorama download vggt[^\n]*$"):
         find_estimator("vggt")
     (tmp_path / "vggt").symlink_to(folder)
