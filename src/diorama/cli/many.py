@@ -144,11 +144,13 @@ def run(options: "Arguments") -> int:
 
         who.run(work, batches, kept)
         failures = sorted((f for part in who.together(failed) for f in part), key=lambda pair: pair[0].line)
-    there, seconds = len(entries) - len(todo), time.monotonic() - began
-    counts = f"{len(todo) - len(failures)} made in {seconds:.1f} s, {there} were there"
-    print(f"{work.out}: {len(entries) - len(failures)} of {len(entries)} scenes ({counts})")
-    for entry, why in failures if who.leads else ():
-        print(f"diorama: {manifest}, line {entry.line} ({entry.out}): {why}", file=sys.stderr)
+        stack.close()
+        if who.leads:
+            there, seconds = len(entries) - len(todo), time.monotonic() - began
+            counts = f"{len(todo) - len(failures)} made in {seconds:.1f} s, {there} were there"
+            print(f"{work.out}: {len(entries) - len(failures)} of {len(entries)} scenes ({counts})")
+            for entry, why in failures:
+                print(f"diorama: {manifest}, line {entry.line} ({entry.out}): {why}", file=sys.stderr)
     return 1 if failures else 0
 
 
