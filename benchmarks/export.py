@@ -3,18 +3,15 @@
 python benchmarks/export.py                # about a minute on two cores
 """
 
-import json
-import os
-import platform
 import statistics
 import tempfile
 import time
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import torch
 import tyro
+from machine import write_numbers
 
 from diorama.export.formats import Choices, export
 from diorama.geometry.cameras import Cameras
@@ -60,22 +57,16 @@ def main(config: Config) -> None:
     """Measure, print a table and write the results."""
     torch.set_num_threads(config.threads)
     one, two = wall(config.side, 1), wall(config.side, 2)
-    rows = {}
+    numbers = {}
     for name in ("ply", "glb", "mesh", "depth", "splat", "html", "colmap"):
         scene = two if name == "colmap" else one
         choices = Choices(mesh=name == "mesh", tracks=2 * config.side**2)
         taken, busy, size = seconds("glb" if name == "mesh" else name, scene, choices, config.repeats)
-        rows[name] = {"seconds": round(taken, 2), "cpu_seconds": round(busy, 2), "megabytes": round(size / 1e6, 1)}
+        numbers |= {f"{name}, seconds": round(taken, 2), f"{name}, seconds of CPU": round(busy, 2)}
+        numbers[f"{name}, megabytes"] = round(size / 1e6, 1)
         print(f"{name:<8} {taken:6.2f} s, {busy:6.2f} s of CPU {size / 1e6:8.1f} MB", flush=True)
-    document = {
-        "points": config.side**2,
-        "threads": config.threads,
-        "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
-        "versions": {name: metadata.version(name) for name in ("torch", "numpy", "scipy")},
-        "formats": rows,
-    }
-    config.out.parent.mkdir(exist_ok=True)
-    config.out.write_text(json.dumps(document, indent=1) + "\n")
+    settings = {"points": config.side**2, "repeats": config.repeats, "threads": config.threads}
+    write_numbers(config.out, numbers, settings, "cpu")
 
 
 if __name__ == "__main__":

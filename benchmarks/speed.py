@@ -6,19 +6,15 @@ References: guidance as two passes instead of one batch; decoding that computes 
 every view instead of once; and, counted and not timed, the paper's mutual decoder at m = 1024 tokens and 252x252.
 """
 
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import torch
 import tyro
-from torch.utils.flop_counter import FlopCounterMode
+from machine import operations, write_numbers
 
 from diorama.geometry.cameras import Cameras
 from diorama.geometry.trajectories import orbit
@@ -55,9 +51,7 @@ def decoding_flops(attention: str) -> int:
     with torch.device("meta"):
         model = RAE3D(**SIZES["base-1024"] | {"attention": attention, "point_layers": 0})
         latents, rays = torch.empty(1, 1024, 768), torch.empty(1, 16, 6, 252, 252)
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model.decode_images(model.cache(latents), rays)
-    return counter.get_total_flops()
+        return operations(lambda: model.decode_images(model.cache(latents), rays))
 
 
 @torch.no_grad()
@@ -86,23 +80,16 @@ def main(config: Config) -> None:
         ),
     }
     flops = {name: decoding_flops(name) for name in ("one_way", "mutual")}
-    results = {
-        "seconds": seconds,
-        "ratios": {
-            "two passes / one batch": seconds["generate, two passes"] / seconds["generate"],
-            "one view at a time / cached": seconds["decode, one view at a time"] / seconds["decode, cached"],
-            "mutual / cached one-way, FLOPs": flops["mutual"] / flops["one_way"],
-        },
-        "flops": flops,
-        "settings": {key: str(value) for key, value in vars(config).items() if key != "out"},
-        "hardware": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-        "versions": {name: metadata.version(name) for name in ("diorama", "torch", "diffusers")},
+    numbers = {f"{name}, seconds": value for name, value in seconds.items()} | {
+        "two passes / one batch": seconds["generate, two passes"] / seconds["generate"],
+        "one view at a time / cached": seconds["decode, one view at a time"] / seconds["decode, cached"],
+        "decode at the paper's size, cached one-way, teraflops": flops["one_way"] / 1e12,
+        "decode at the paper's size, mutual, teraflops": flops["mutual"] / 1e12,
+        "mutual / cached one-way, operations": flops["mutual"] / flops["one_way"],
     }
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    config.out.write_text(json.dumps(results, indent=2) + "\n")
-    for title in ("seconds", "ratios"):
-        for name, value in results[title].items():
-            print(f"{title:8} {name:34} {value:8.2f}")
+    write_numbers(config.out, numbers, {key: value for key, value in vars(config).items() if key != "out"}, "cpu")
+    for name, value in numbers.items():
+        print(f"{name:56} {value:8.2f}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from tests.miniature import images, path, pipeline
 from diorama.nn.embeddings import RayEmbed
 from diorama.pipelines import compiled
 from diorama.pipelines.base import load
-from diorama.scene import Condition, Views
+from diorama.scene import Condition, Shot, Views
 
 CONDITION = Condition(Views(images()), (0,))
 
@@ -58,6 +58,7 @@ def test_compiled_scenes_are_the_same_and_known_shapes_are_not_compiled_again(fo
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("default")  # the compiler's own are not ours
 def test_real_compilation_agrees_and_is_found_again(folder):
     if reason := compiled.no_compiler(torch.device("cpu")):
         pytest.skip(f"torch.compile does not work here: {reason}")
@@ -72,6 +73,19 @@ def test_real_compilation_agrees_and_is_found_again(folder):
         torch._dynamo.reset()  # forgets all but what is on the disk
     assert counted["fxgraph_cache_hit"] >= before + 3
     assert any(file.is_file() for file in compiled.own_artefacts().rglob("*"))
+
+
+def test_gen3r_is_compiled_by_block_and_leaves_blocks_out_as_before(gen3r_folder, gen3r_home, monkeypatch):
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    plain, fast = load(gen3r_folder, "cpu"), load(gen3r_folder, "cpu", compile=True)
+    condition, shot = Condition(Views(images(1, 112, 112)), (0,)), Shot(5, 112, 112)
+    first = graphs()
+    same(*(model.generate(condition, shot, steps=2) for model in (fast, plain)), atol=1e-3)
+    assert fast.compilation.reason == "" and graphs() > first
+    before = graphs()
+    cached = [model.generate(condition, shot, steps=4, step_cache=0.99) for model in (fast, plain)]
+    same(*cached, atol=1e-3)
+    assert fast.compilation.reason == "" and graphs() == before
 
 
 def test_without_a_compiler_it_says_so_in_one_line_and_goes_on(folder, monkeypatch, caplog):

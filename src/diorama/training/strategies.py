@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from diorama.nn.blocks import Block, ModulatedBlock
+from diorama.pipelines.compiled import no_compiler
 from diorama.training.stage import Run, Stage
 
 BACKEND = "inductor"  # of torch.compile
@@ -154,7 +155,7 @@ def prepare_blocks(stage: Stage, fabric: Fabric, run: Run, again: Callable[[], A
     """
     if not (run.compile or run.checkpoint_activations):
         return ""
-    reason = _no_compiler(fabric.device) if run.compile else ""
+    reason = no_compiler(fabric.device, BACKEND) if run.compile else ""
     for part in blocks(stage.modules.values()):
         plain = train = part.forward
         if run.compile and not reason:
@@ -179,18 +180,6 @@ def _training(
         return checkpoint(train, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
     return forward
-
-
-def _no_compiler(device: torch.device) -> str:
-    """Why torch.compile does not work on this device; nothing if it does. Several shapes are expected from now on."""
-    import torch._dynamo
-
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-    try:
-        torch.compile(lambda x: (x * 2).sin(), backend=BACKEND)(torch.ones(8, device=device))
-    except Exception as error:  # of many kinds, by what is missing: a C++ compiler, Triton, Python's headers
-        return str(getattr(error, "inner_exception", error)).strip().partition("\n")[0]
-    return ""
 
 
 @contextmanager
