@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from diorama.pipelines.sampling import TOKEN_SPEEDS
+
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -48,6 +50,12 @@ def test_every_row_is_timed_counted_and_compared(sampling, tmp_path, capsys):
     assert (shared["evaluations"], shared["backbone"]) == (8, 4) and shared["gigaflops"] < plain["gigaflops"]
     assert all(row["wall_times_faster"] > 0 and row["process_seconds"] > 0 for row in rows.values())
     assert "balanced" in capsys.readouterr().out
+
+
+def test_the_preset_asks_the_backbone_when_the_measured_schedule_says():
+    found = json.loads((FOLDER / "results" / "sharing.json").read_text())
+    assert found["settings"]["model"] == "tiny" and found["settings"]["split"] == "validation"
+    assert list(TOKEN_SPEEDS["fast"]["backbone"]) == found["times"]["4"]
 
 
 def test_rows_that_are_none_are_refused(sampling, tmp_path):
