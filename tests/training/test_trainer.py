@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from diorama.training import trainer as module
-from diorama.training.stage import kernel_optimizers
+from diorama.training.kernels import kernel_optimizers
 from diorama.training.trainer import Diverged, Run, Trainer, learning_rate_share, matrix_optimizers, step_generator
 
 

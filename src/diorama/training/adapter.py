@@ -18,8 +18,8 @@ from diorama.pipelines.gen3r import UNIT
 from diorama.pipelines.gen3r_conditions import appearance_moments
 from diorama.training.clips import Clip, ClipData, Clips, check_frames, in_range
 from diorama.training.gen3r_losses import Form, Moments, adapter_losses, pointwise_kl
+from diorama.training.kernels import first_weights, kernel_optimizers
 from diorama.training.parts import adapter_in, frozen, vggt_in, video_vae_in
-from diorama.training.stage import kernel_optimizers
 from diorama.training.statistics import Statistics
 from diorama.training.trainer import WHOLE, Share, step_generator
 
@@ -92,6 +92,7 @@ class AdapterStage:
         else:
             none = {"latents_mean": [0.0] * latents, "latents_std": [1.0] * latents}
             self.model = GeometryAdapter(channels=channels, latent_channels=latents, **SIZES[config.size] | none)
+            first_weights(self.model, self.model.decoder.tokens_out, share=0.3)
         self.modules: dict[str, nn.Module] = {"adapter": self.model}
         self.optimizers = {"adapter": self._optimizers()}
 

@@ -118,31 +118,6 @@ def step_generator(seed: int, step: int, stream: int, process: int = 0) -> torch
     return torch.Generator().manual_seed(((seed * 1_000_003 + step) * 7 + stream) * 4_099 + process)
 
 
-class KernelMuon(torch.optim.Muon):
-    """Muon of convolutions: a kernel is the matrix from all that it reads to its outputs."""
-
-    def __init__(self, kernels: list[nn.Parameter], **how: Any) -> None:
-        super().__init__([kernel.detach().flatten(1) for kernel in kernels], **how)  # takes matrices only
-        self.param_groups[0]["params"] = kernels
-
-    def _init_group(self, group: Any, *lists: list[Tensor]) -> bool:
-        found = super()._init_group(group, *lists)
-        for each in lists:  # views: what is written into them is written into the kernels
-            each[:] = [x.flatten(1) for x in each]
-        return found
-
-
-def kernel_optimizers(module: nn.Module, run: Run, muon_rate: float) -> list[Optimizer]:
-    """Muon for convolutions and AdamW for the rest; AdamW for all where `muon_rate` is 0."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    kernels = [p for p in parameters if muon_rate and p.ndim >= 4 and min(p.shape[0], p[0].numel()) > 1]
-    rest = [p for p in parameters if not any(p is kernel for kernel in kernels)]
-    optimizers: list[Optimizer] = [torch.optim.AdamW(rest, run.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)]
-    if kernels:
-        optimizers.append(KernelMuon(kernels, lr=muon_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
-    return optimizers
-
-
 def matrix_optimizers(module: nn.Module, run: Run, muon_rate: float) -> list[Optimizer]:
     """Muon for the blocks' matrices and AdamW for the rest; AdamW for all where `muon_rate` is 0 (the paper)."""
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from diorama.evaluation.metrics import psnr
 from diorama.models.perceptual import load_lpips
 from diorama.training.clips import Clip, ClipData, Clips, check_frames, in_range
+from diorama.training.kernels import first_weights, kernel_optimizers
 from diorama.training.parts import video_vae_in
-from diorama.training.stage import kernel_optimizers
 from diorama.training.statistics import Statistics
 from diorama.training.trainer import WHOLE, Share, step_generator
 
@@ -33,23 +33,6 @@ SIZES: dict[str, dict[str, Any]] = {  # keyword arguments of AutoencoderKLWan by
     "wan2.1": dict(base_dim=96, dim_mult=[1, 2, 4, 4], num_res_blocks=2),
 }
 LPIPS_FRAMES = 4  # of each clip, at most
-FIRST_LOG_VARIANCE = -4.0
-
-
-def begin(model: AutoencoderKLWan) -> None:
-    """First weights of which latents tell a clip apart from the start.
-
-    Convolutions keep the size of what they read; torch's own shrink it, so that the posterior's first noise, of unit
-    variance, drowns it for thousands of steps.
-    """
-    for layer in model.modules():
-        if isinstance(layer, nn.Conv2d | nn.Conv3d):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type] # all have one
-    with torch.no_grad():
-        model.quant_conv.weight[model.config["z_dim"] :] *= 0.1
-        model.quant_conv.bias[model.config["z_dim"] :] = FIRST_LOG_VARIANCE
-        model.decoder.conv_out.weight *= 0.1
 
 
 @dataclass(frozen=True)
@@ -91,7 +74,7 @@ class VideoVAEStage:
                 raise ValueError(f"{config.start}: a video VAE of another size; accepted is --size {config.size}")
             self.model = found
         else:
-            begin(self.model)
+            first_weights(self.model, self.model.decoder.conv_out)
         self.lpips = load_lpips() if config.lpips_weight else None
         self.modules: dict[str, nn.Module] = {"video_vae": self.model}
         self.optimizers = {"reconstruction": kernel_optimizers(self.model, config, config.muon_rate)}
