@@ -38,7 +38,7 @@ class Neck(nn.ModuleList):
         for block in blocks:
             tokens = block(tokens)[0]
         # Nobody reads the views after the last block.
-        return last(tokens[:, :count], last.keys_values(tokens[:, count:]))[0]
+        return last(tokens[:, :count], last.keys_values(tokens[:, count:]))[0]  # type: ignore[operator]
 
     def read(
         self,
