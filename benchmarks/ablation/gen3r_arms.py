@@ -257,23 +257,23 @@ def _denoiser(kind: type[OneView], adapter_arm: str | None) -> Callable[[Plan, P
 def joined(plan: Plan, adapter_arm: str | None) -> Path:
     """A pipeline of trained parts, with an adapter of random weights where the arm asks none."""
     folder = plan.out / "joined" / (adapter_arm or "none")
-    if (folder / "model_index.json").exists():
-        return folder
     parts = folder.with_name(f"{folder.name}-parts")
     chosen = {"vggt": plan.model("vggt"), "video_vae": plan.model("video-vae")}
-    if adapter_arm:
-        chosen["adapter"] = plan.model(adapter_arm)
-    else:
-        torch.manual_seed(0)
-        channels = 10 * vggt_in(plan.model("vggt")).config.dim
-        none = dict(latents_mean=[0.0] * 16, latents_std=[1.0] * 16)
-        GeometryAdapter(channels=channels, latent_channels=16, **ADAPTERS["tiny"] | none).save_pretrained(
-            parts / "adapter/model"
-        )
+    chosen |= {"adapter": plan.model(adapter_arm)} if adapter_arm else {}
     for name, source in chosen.items():
-        (parts / name).mkdir(parents=True, exist_ok=True)
-        if not (parts / name / "model").is_symlink():
-            (parts / name / "model").symlink_to(source.resolve())
+        link = parts / name / "model"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(source.resolve())
+        if link.resolve() != source.resolve():
+            raise ValueError(f"{folder}: joined of another {name} before; accepted is the same, or a new --out")
+    if (folder / "model_index.json").exists():
+        return folder
+    if not adapter_arm:
+        torch.manual_seed(0)
+        told = dict(channels=10 * vggt_in(chosen["vggt"]).config.dim, latent_channels=16)
+        none = dict(latents_mean=[0.0] * 16, latents_std=[1.0] * 16)
+        GeometryAdapter(**(told | ADAPTERS["tiny"] | none)).save_pretrained(parts / "adapter/model")
     with recipes() as module:
         module("tiny_gen3r").join(parts, folder)
     return folder

@@ -6,6 +6,7 @@ import math
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,11 +29,11 @@ def found():
     sys.path[:] = before
 
 
-def module(name):
+def module(name: str) -> Any:
     return importlib.import_module(name)
 
 
-def room(views=9, degrees=70.0, side=112):
+def room(views: int = 9, degrees: float = 70.0, side: int = 112) -> Any:
     """Views of an uneven bowl around a path that turns far, in the first camera's frame."""
     angle = torch.linspace(0, math.radians(degrees), views)
     poses = torch.eye(4).repeat(views, 1, 1)
@@ -135,6 +136,13 @@ def test_a_second_run_trains_and_measures_nothing_and_given_models_stay(run, mon
     wanted = [v for v in told["verdicts"] if "two-stage" in v["claim"] or "keeps VGGT" in v["claim"]]
     assert found["verdicts"] == wanted and len(wanted) == 5
     assert "| joint better than two-stage | AUC@30 |" in capsys.readouterr().out
+
+
+def test_other_parts_than_those_that_were_joined_are_refused(run, tmp_path):
+    script, options, _ = run
+    other = replace(script.planned(options), given={"adapter": tmp_path})
+    with pytest.raises(ValueError, match=r"joined/adapter: joined of another adapter before; accepted is the same"):
+        module("ablation.gen3r_arms").joined(other, "adapter")
 
 
 @pytest.mark.timeout(900)
