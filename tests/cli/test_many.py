@@ -211,7 +211,7 @@ def test_two_runs_do_not_write_into_one_folder(made) -> None:
     assert made().code == 0
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_two_processes_of_torchrun_share_a_manifest_and_a_benchmark(made, command: Command) -> None:
     """What fails in one is told once, and both end with it; the next run has nothing else to do."""
     assert made(out="whole").code == 0

@@ -30,7 +30,7 @@ with spread("cpu") as who:
 """
 
 
-def torchrun(*words: str | Path, folder: Path, patience: float = 500) -> subprocess.CompletedProcess:
+def torchrun(*words: str | Path, folder: Path, patience: float = 1200) -> subprocess.CompletedProcess:
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [str(word) for word in (*start, *words)]
@@ -39,7 +39,7 @@ def torchrun(*words: str | Path, folder: Path, patience: float = 500) -> subproc
     )
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_two_processes_share_the_batches_and_one_speaks(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
     done = torchrun("program.py", folder=tmp_path)
