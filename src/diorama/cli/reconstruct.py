@@ -130,8 +130,8 @@ def _by_vggt(options: Arguments, out: Path) -> int:
     for flag, value in (("--trajectory", path.trajectory), ("--poses", options.photo.poses)):
         if value is not None:
             raise ValueError(f"{flag} {value}: VGGT shows the photos, from cameras that it finds; leave {flag} out")
-    asked = given(options.parts) | ({"compile": True} if options.model.compile else {})
-    points = asked.pop("points", "depth")
+    asked: dict[str, Any] = given(options.parts) | ({"compile": True} if options.model.compile else {})
+    points: str = asked.pop("points", "depth")
     no_such(asked, "VGGT is read in float32 and looks at the photos once")
     views = unposed(options.photo, path.count, "VGGT")
     from diorama.export.save import save

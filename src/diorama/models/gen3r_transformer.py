@@ -151,7 +151,7 @@ class Gen3RTransformer(WanTransformer3DModel, ModelMixin, ConfigMixin):
             self.rope = TiledRotary(attention_head_dim, (t, h, w), rope_max_seq_len)
         self.context = ContextAttention()
         for block in self.blocks:
-            block.attn2.processor = self.context
+            block.attn2.processor = self.context  # type: ignore[union-attr]
 
     def forward(
         self,

@@ -38,7 +38,9 @@ def no_compiler(device: torch.device, backend: str | Callable[..., Any] = BACKEN
 def reason_of(error: Exception) -> str:
     """What went wrong while compiling, in one line."""
     inner = getattr(error, "inner_exception", error)
-    return str(inner).strip().partition("\n")[0] or type(inner).__name__
+    lines = str(inner).strip().splitlines() or [type(inner).__name__]
+    why = [line.strip() for line in lines if line.strip().startswith("Explanation: ")]  # of what cannot be traced
+    return "; ".join([lines[0], *why[:1]])
 
 
 def own_artefacts() -> Path:

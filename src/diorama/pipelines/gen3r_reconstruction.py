@@ -78,7 +78,8 @@ def surveyed(
 def two_stage(pipeline: Any, scene: Scene) -> Scene:
     """A generated scene whose geometry VGGT tells from the generated pictures: what table 4 calls 2-Stage."""
     images, cameras = scene.views.images, scene.views.cameras
-    free = scene.latent_frame is None or cameras is None  # as only of a shot
-    wanted = Shot(len(images), *images.shape[-2:]) if free else cameras
+    wanted: Cameras | Shot = Shot(len(images), *images.shape[-2:])
+    if scene.latent_frame is not None and cameras is not None:  # a shot's scene has no such frame
+        wanted = cameras
     made = surveyed(pipeline, images, (scene.condition, wanted), scene.latent_frame, pipeline.options())
     return replace(scene, views=made)

@@ -58,11 +58,11 @@ def solver(name: str, euler: FlowMatchEulerDiscreteScheduler) -> Any:
     """
     if name == "euler":
         return euler
+    told: Any = euler  # its annotations say dictionary and list, where attributes and an array are
     made = UniPCMultistepScheduler(
-        num_train_timesteps=euler.config.num_train_timesteps, prediction_type="flow_prediction", use_flow_sigmas=True
+        num_train_timesteps=told.config.num_train_timesteps, prediction_type="flow_prediction", use_flow_sigmas=True
     )
-    sigmas: Any = euler.sigmas[:-1].cpu().double().numpy()  # annotated as a list there, used as an array
-    made.set_timesteps(sigmas=sigmas, device=euler.timesteps.device)
+    made.set_timesteps(sigmas=told.sigmas[:-1].cpu().double().numpy(), device=told.timesteps.device)
     made.set_begin_index(0)
     return made
 

@@ -127,7 +127,7 @@ class DistillStage:
         finally:
             online.batches.close()
         self._reference = self._referred()
-        self.teacher.denoiser.to("cpu")  # its part is done
+        nn.Module.to(self.teacher.denoiser, "cpu")  # its part is done
 
     def _trajectories(self, online: Online, number: int) -> Trajectories:
         """One batch of the teacher's; what is kept in half precision is what it was asked with."""

@@ -32,7 +32,7 @@ class Trajectories(NamedTuple):
 def knots(scheduler: FlowMatchEulerDiscreteScheduler, steps: int) -> list[float]:
     """Times at which a sampler of so many steps stops, from 1 to 0."""
     scheduler.set_timesteps(sigmas=uniform_sigmas(steps))
-    return scheduler.sigmas.tolist()
+    return torch.as_tensor(scheduler.sigmas).tolist()
 
 
 @torch.no_grad()

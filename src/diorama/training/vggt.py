@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -162,6 +162,6 @@ class VGGTStage:
 
     def save(self, folder: Path) -> None:
         """Write a pipeline that reconstructs, and that `--poses vggt` and the adapter's stage read."""
-        told = dict(title=self.config.title, licence="Apache-2.0", side=self.side)
+        told: dict[str, Any] = dict(title=self.config.title, licence="Apache-2.0", side=self.side)
         VGGTPipeline(self.model, **told).save_pretrained(folder)
         self.batches.close()
