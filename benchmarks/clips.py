@@ -1,6 +1,6 @@
 """Both embedded models on the same clips, and each way of Gen3R beside the others; writes results/clips.json.
 
-    python benchmarks/clips.py                  # 64 test worlds of 17 views at 112x112; a stopped run continues
+    python benchmarks/clips.py                  # 64 test worlds, clips of 9 views at 112x112; a stopped run continues
     python benchmarks/clips.py --scenes 4 --steps 5 --out /tmp/clips.json --runs /tmp/clips    # does it work?
 
 From one view, and from both ends, with cameras: the nearest known photo repeated (of one: the first frame), 3DRAE +
@@ -181,7 +181,8 @@ def main(options: Options) -> None:
     ]
     show(means, claims, console)
     gen3r = found[GEN3R].settings
-    settings = {"scenes": options.scenes, "worlds_version": WORLDS_VERSION, "views": 17, "size": [112, 112]}
+    shape = {"views": WORLDS_CLIPS.views, "size": [112, 112]}
+    settings = {"scenes": options.scenes, "worlds_version": WORLDS_VERSION, **shape}
     settings |= {"model": names[GEN3R], "tokens": names[TOKENS], "steps": gen3r["steps"], "guidance": gen3r["guidance"]}
     numbers = {
         f"{setting}: {name}, {metric}": row[metric]["mean"]

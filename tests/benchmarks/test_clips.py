@@ -29,7 +29,7 @@ def test_each_way_is_scored_on_the_same_worlds(
     clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_pipeline_folder: Path
 ) -> None:
     monkeypatch.setenv("DIORAMA_CACHE", str(tmp_path / "home"))
-    small = replace(WORLDS_CLIPS, views=2, size=Size(32, 32))
+    small = replace(WORLDS_CLIPS, views=2, path=None, size=Size(32, 32))
     monkeypatch.setattr(clips, "WORLDS_CLIPS", small)
     model = published_gen3r.write(tmp_path / "gen3r")
     places = dict(out=tmp_path / "clips.json", runs=tmp_path / "runs", cache=tmp_path / "cache")

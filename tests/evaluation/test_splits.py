@@ -63,6 +63,15 @@ def test_worlds_are_the_rendered_ones_and_their_hash_is_their_content(tmp_path: 
     assert fewer.digest != scenes.digest and fewer.notes == []
 
 
+def test_a_clip_is_the_beginning_of_its_path(tmp_path: Path) -> None:
+    scenes = Worlds(replace(SMALL, views=2, path=4), 1, tmp_path, samples=1)
+    asked = scenes.questions()
+    assert (asked[0].known, asked[0].scored, asked[1].scored) == ((0,), (1,), (0, 1))
+    place = world(SPLITS["test"][0])
+    true = render(place, place.path(4, 16, 16), samples=1)[:2]
+    torch.testing.assert_close(scenes.load(asked[0]).cameras.camera_to_world, true.cameras.camera_to_world)
+
+
 def test_other_pixels_than_the_published_ones_are_told(tmp_path: Path) -> None:
     true = Worlds(replace(SMALL, views=2), 1, tmp_path, samples=1).digest
     same = Worlds(replace(SMALL, views=2, hashes={1: true}), 1, tmp_path, samples=1)

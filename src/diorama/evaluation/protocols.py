@@ -59,6 +59,7 @@ class Protocol:
     settings: tuple[Setting, ...]  # empty where an index or split file says which views are known
     views: int | None  # of a scene, evenly spaced over its frames with both ends; None: those that the file names
     size: Size
+    path: int | None = None  # worlds: views of the whole path, of which the first `views` are taken; None: no more
     score_known: bool = False  # known views are shown but not scored, except where all are known
     scenes: int | None = None  # of the whole benchmark; None: all there are
     quick: int = 8  # scenes of the quick form
@@ -108,11 +109,12 @@ WORLDS = Protocol(
 
 WORLDS_CLIPS = Protocol(
     name="worlds-clips",
-    describes="the same worlds as Gen3R's clips: 17 views at 112x112; the first or both ends known, or all",
+    describes="the same worlds as Gen3R's clips: the first 9 of 17 views at 112x112; first, both ends or all known",
     source="worlds",
     settings=(Setting("first", (0,)), Setting("first and last", (0, -1)), Setting("all, no cameras", None, False)),
-    views=17,
+    views=9,
     size=Size(112, 112),
+    path=17,
     scenes=64,
     quick=16,
     cloud_samples=None,

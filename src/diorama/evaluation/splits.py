@@ -75,8 +75,9 @@ class Worlds:
         height, width = protocol.size.of(0, 0)
         seeds = SPLITS["test"][:count]
         assert protocol.views is not None
-        folder = cache / f"worlds-{WORLDS_VERSION}-test-{count}x{protocol.views}-{height}x{width}-{samples}"
-        shape = dict(views=protocol.views, height=height, width=width, samples=samples)
+        path = protocol.path or protocol.views
+        folder = cache / f"worlds-{WORLDS_VERSION}-test-{count}x{path}-{height}x{width}-{samples}"
+        shape = dict(views=path, height=height, width=width, samples=samples)
         write_cache(folder, seeds, **shape, progress=progress)
         self.data = WorldsCache(folder, allow_test=True)
         self.rows = {str(seed): row for row, seed in enumerate(self.data.seeds)}
@@ -94,7 +95,7 @@ class Worlds:
 
     def load(self, question: Question) -> Views:
         """The true views of a question, with exact points."""
-        views = self.data.batch(torch.tensor([self.rows[question.scene]]), torch.arange(self.data.views)[None])
+        views = self.data.batch(torch.tensor([self.rows[question.scene]]), torch.arange(self.protocol.views)[None])
         cameras = views.cameras
         assert cameras is not None and views.points is not None and views.confidence is not None
         cameras = replace(cameras, camera_to_world=cameras.camera_to_world[0], intrinsics=cameras.intrinsics[0])
