@@ -23,3 +23,13 @@ diorama train video_vae --out "$runs/video_vae_short" "${clips[@]}" --frames 5 -
 diorama train video_vae --out "$runs/video_vae" "${clips[@]}" --start "$runs/video_vae_short/model" --frames 9 --steps 300 \
     --batch 2 --warmup 10 --learning-rate 8e-4 --muon-rate 1.5e-3 --final-rate 0.02 --ema 0.98 --kl-weight 2e-4 \
     --statistics-clips 64 --validate-every 300
+diorama train adapter --out "$runs/adapter" "${clips[@]}" --vggt "$runs/vggt/model" --video-vae "$runs/video_vae/model" --frames 9 \
+    --short-frames 5 --short-steps 250 --steps 500 --batch 2 --warmup 20 --learning-rate 2e-3 --final-rate 0.02 --ema 0.98 \
+    --weight-decay 0 --statistics-clips 64 --validate-every 250
+
+python recipes/tiny_gen3r.py join "$runs" "$runs/untrained"
+diorama train gen3r --out "$runs/gen3r" "${common[@]}" --data "$runs/few" --model "$runs/untrained" --title tiny-gen3r \
+    --negative-prompt "" --frames 9 --strides 1 --starts 1 --posterior mean --scale vggt --keep-latents --camera-dropout 0.25 \
+    --steps 750 --batch 8 --warmup 30 --learning-rate 1e-3 --muon-rate 2e-3 --final-rate 0.02 --ema 0.993 --guidance 1.5 \
+    --validate-every 250
+python recipes/tiny_gen3r.py half "$runs/gen3r/model" src/diorama/weights/tiny-gen3r
