@@ -26,7 +26,7 @@ import torch
 import torch._dynamo
 import tyro
 from diffusers import FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
-from machine import best_seconds, clock, frozen, operations, peak_gib, write_numbers
+from machine import best_seconds, clock, frozen, operations, peak_gib, peak_rate, write_numbers
 from torch import nn
 from torch._inductor.utils import clear_caches
 
@@ -40,7 +40,6 @@ from diorama.models.rae3d import RAE3D
 from diorama.pipelines.compiled import compile_pipeline
 from diorama.pipelines.tokens import TokenPipeline
 from diorama.scene import Condition, Views
-from diorama.training.speed import matmul_rate
 
 VIEWS, GUIDANCE = 16, 2.0
 WAN = {"text_dim": 4096, "image_dim": 1280, "in_channels": 36, "out_channels": 16}
@@ -155,7 +154,7 @@ def generation(config: Config, scale: dict[str, Any], kind: torch.dtype) -> Numb
     works = {"generate": generate, "generate, fast": lambda: generate(**fast)}
     numbers |= {f"{n}, seconds": s for n, s in best_seconds(works, config.rounds, config.device).items()}
     numbers["generate, ratio"] = numbers["generate, plain, seconds"] / numbers["generate, seconds"]
-    peak = numbers["peak, teraflops/s"] = _peak(config.device, kind) / 1e12
+    peak = numbers["peak, teraflops/s"] = peak_rate(kind, config.device) / 1e12
     numbers["generate, share of peak"] = numbers["generate, teraflops"] / numbers["generate, seconds"] / peak
     numbers |= _memory("generate, GiB", generate, config.device)
     scene = generate(steps=1)
@@ -204,7 +203,7 @@ def step(config: Config, scale: dict[str, Any], kind: torch.dtype) -> Numbers:
     numbers["Gen3R step, ratio to stock"] = seconds["Gen3R step"] / seconds["Gen3R step, stock"]
     numbers["Gen3R step, teraflops"] = operations(works["Gen3R step"]) / 1e12
     rate = numbers["Gen3R step, teraflops"] / seconds["Gen3R step"]
-    numbers["Gen3R step, share of peak"] = rate * 1e12 / _peak(config.device, kind)
+    numbers["Gen3R step, share of peak"] = rate * 1e12 / peak_rate(kind, config.device)
     numbers |= _memory("Gen3R step, GiB", works["Gen3R step"], config.device)
     ours.enable_cache(FirstBlockCacheConfig(config.threshold))
     noise, start = x.clone(), clock(config.device)
@@ -218,10 +217,6 @@ def step(config: Config, scale: dict[str, Any], kind: torch.dtype) -> Numbers:
         numbers["Gen3R step, cached, seconds"] / seconds["Gen3R step, stock"]
     )
     return numbers
-
-
-def _peak(device: str, kind: torch.dtype) -> float:
-    return matmul_rate(torch.device(device), "bf16-true" if kind == torch.bfloat16 else "32-true")
 
 
 def _memory(name: str, work: Callable[[], object], device: str) -> Numbers:

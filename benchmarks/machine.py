@@ -85,3 +85,10 @@ def peak_gib(work: Callable[[], object], device: str) -> float | None:
     torch.cuda.reset_peak_memory_stats()
     work()
     return torch.cuda.max_memory_allocated() / 2**30
+
+
+def peak_rate(kind: torch.dtype, device: str) -> float:
+    """Operations a second of a large matrix product, by the same clock as all else here."""
+    side = 1024 if device == "cpu" else 8192
+    a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
+    return 2 * side**3 / best_seconds({"product": lambda: torch.mm(a, b)}, 5, device)["product"]
