@@ -1,9 +1,10 @@
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tests import published_gen3r
 from tests.training.exercise import SHORT, digest, one_step_lowers, resumes, total
 
@@ -132,6 +133,19 @@ def test_kept_latents_change_nothing_and_are_not_made_again(config, monkeypatch)
         monkeypatch.setattr(model, name, None)
     assert total(keeping, batch)[0] == pytest.approx(total(other, batch)[0], rel=1e-5)
     assert total(plain, batch)[0] != total(other, batch)[0]  # in metres cameras are somewhere else
+
+
+def test_another_adapter_reads_what_was_kept_of_the_video(config, published_gen3r_folder, tmp_path):
+    other = shutil.copytree(published_gen3r_folder, tmp_path / "other")
+    (file,) = (other / "geo_adapter").glob("*.safetensors")
+    save_file({name: weight + 0.01 for name, weight in load_file(file).items()}, file)
+    images, counts = Gen3RStage(config).batch(0).images[:1], []
+    for model in (published_gen3r_folder, other, other):
+        stage = Gen3RStage(replace(config, keep_latents=True, model=model))
+        with torch.no_grad():
+            stage.latents(images)
+        counts.append(len(list((config.out / "latents").iterdir())))
+    assert counts == [2, 3, 3]  # appearance and geometry, then geometry alone, then nothing
 
 
 def test_cameras_may_come_in_vggts_unit(config):
