@@ -1,4 +1,3 @@
-import inspect
 import logging
 import os
 import stat
@@ -8,7 +7,6 @@ import pytest
 import torch
 from tests.miniature import images, path, pipeline
 
-from diorama.models.gen3r_transformer import ContextAttention
 from diorama.nn.embeddings import RayEmbed
 from diorama.pipelines import compiled
 from diorama.pipelines.base import load
@@ -79,8 +77,6 @@ def test_real_compilation_agrees_and_is_found_again(folder):
 
 def test_gen3r_is_compiled_by_block_and_leaves_blocks_out_as_before(gen3r_folder, gen3r_home, monkeypatch):
     monkeypatch.setattr(compiled, "BACKEND", "eager")
-    plainly = inspect.unwrap(ContextAttention.__call__)  # tests' checks of types cannot be captured in objects
-    monkeypatch.setattr(ContextAttention, "__call__", plainly)
     plain, fast = load(gen3r_folder, "cpu"), load(gen3r_folder, "cpu", compile=True)
     condition, shot = Condition(Views(images(1, 112, 112)), (0,)), Shot(5, 112, 112)
     first = graphs()

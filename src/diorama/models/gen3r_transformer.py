@@ -68,19 +68,21 @@ class ContextAttention:
         attention_mask: Tensor | None = None,
         rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "batch token dim"]:
-        def heads(x: Tensor) -> Tensor:
-            return x.unflatten(2, (attn.heads, -1)).transpose(1, 2)
-
         image, text = encoder_hidden_states.tensor_split([encoder_hidden_states.shape[1] - self.text], 1)
-        query = heads(attn.norm_q(attn.to_q(hidden_states)))
+        query = _heads(attn.norm_q(attn.to_q(hidden_states)), attn)
         weight = query.new_zeros(self.text)
         weight[-1] = math.log(TEXT_TOKENS - self.text + 1)
         mask = weight.expand(len(query), 1, query.shape[2], -1) if self.text < TEXT_TOKENS else None
-        read = F.scaled_dot_product_attention(query, heads(attn.norm_k(attn.to_k(text))), heads(attn.to_v(text)), mask)
+        key, value = _heads(attn.norm_k(attn.to_k(text)), attn), _heads(attn.to_v(text), attn)
+        read = F.scaled_dot_product_attention(query, key, value, mask)
         if image.shape[1] and attn.add_k_proj is not None and attn.add_v_proj is not None:
-            key = attn.norm_added_k(attn.add_k_proj(image))
-            read = read + F.scaled_dot_product_attention(query, heads(key), heads(attn.add_v_proj(image)))
+            key, value = _heads(attn.norm_added_k(attn.add_k_proj(image)), attn), _heads(attn.add_v_proj(image), attn)
+            read = read + F.scaled_dot_product_attention(query, key, value)
         return attn.to_out[1](attn.to_out[0](read.transpose(1, 2).flatten(2)))
+
+
+def _heads(x: Float[Tensor, "batch token dim"], attn: WanAttention) -> Float[Tensor, "batch heads token channel"]:
+    return x.unflatten(2, (attn.heads, -1)).transpose(1, 2)
 
 
 class ControlledPatchEmbedding(nn.Conv3d):
