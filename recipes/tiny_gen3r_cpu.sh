@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The embedded model `tiny-gen3r` as it was made, on two processor cores in about two hours: clips of 9 frames at 112x112.
+# A tiny Gen3R on two processor cores in about two hours: clips of 9 frames at 112x112. After these lines it is far from done:
+# docs/training.md says how far. Nothing embedded comes from it yet.
 # Each line resumes where it stopped, so a killed run is started again as it is. recipes/tiny_gen3r.sh is the GPU's, longer.
 set -euo pipefail
 runs=${1:-runs/tiny-gen3r}
@@ -32,4 +33,4 @@ diorama train gen3r --out "$runs/gen3r" "${common[@]}" --data "$runs/few" --mode
     --negative-prompt "" --frames 9 --strides 1 --starts 1 --posterior mean --scale vggt --keep-latents --camera-dropout 0.25 \
     --steps 750 --batch 8 --warmup 30 --learning-rate 1e-3 --muon-rate 2e-3 --final-rate 0.02 --ema 0.993 --guidance 1.5 \
     --validate-every 250
-python recipes/tiny_gen3r.py half "$runs/gen3r/model" src/diorama/weights/tiny-gen3r
+python recipes/tiny_gen3r.py half "$runs/gen3r/model" "$runs/tiny-gen3r"

@@ -27,7 +27,7 @@ class Arguments:
     """Who is asked what."""
 
     method: Annotated[Positional[str], arg(metavar="METHOD", help_behavior_hint="")]
-    """tiny, tiny-regression, tiny-gen3r, its -vae, -vggt or -two-stage, a saved model's folder; nearest,
+    """tiny, tiny-regression, a saved model's folder; gen3r, gen3r-vae, gen3r-vggt or gen3r-two-stage; nearest,
     nearest-blurred, mean, plane-warp; the bounds depth-warp and truth; or another program as "COMMAND {folder}"
     (docs/evaluation.md)."""
     benchmark: Annotated[Positional[str], arg(metavar="BENCHMARK", help_behavior_hint="")]
