@@ -212,14 +212,15 @@ def compared(
     base_psnr, base, width = *made["quality"], true.shape[1]
 
     def change(both: Tensor, other: Tensor, *, minimum: int) -> float:
-        own, quality = (frechet_distance(part, other, minimum=minimum) for part in both.split(width, 1))
+        pairs = zip(both.split(width, 1), other.split(width, 1), strict=True)
+        own, quality = (frechet_distance(*pair, minimum=minimum) for pair in pairs)
         return own / quality - 1
 
     found = {}
     for name, (scores, own) in made.items():
         distance = bootstrap(frechet_distance, own, true, (scenes, scenes), minimum=minimum, **draws)
-        both = torch.cat([own, base], 1)
-        moved = bootstrap(change, both, true, (scenes, scenes), minimum=minimum, **draws)
+        both = torch.cat([own, base], 1)  # drawn together: the change is of the same scenes
+        moved = bootstrap(change, both, torch.cat([true, true], 1), (scenes, scenes), minimum=minimum, **draws)
         found[name] = {
             "psnr": mean(scores),
             "psnr_change": difference(scores, base_psnr),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from diorama.models.checkpoints import check_weights
 from diorama.models.observed_memory import ObservedMemory
@@ -13,14 +14,16 @@ from diorama.pipelines.base import load
 
 
 def ship(pipeline: Any, target: Path) -> None:
-    """Write a pipeline as others may have it: without where it lay, readable for all; and say how large it is."""
+    """Write a pipeline in half precision as others may have it, without where it lay, readable for all; say its size."""
     pipeline.save_pretrained(target)
     for file in target.rglob("config.json"):  # where it lay when it was trained is nobody's business
         config = json.loads(file.read_text())
         config.pop("_name_or_path", None)
         file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    for file in target.rglob("*.safetensors"):  # written for their owner alone
-        file.chmod(0o644)
+    for file in target.rglob("*.safetensors"):
+        # What is read in single precision again is written in half all the same.
+        save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+        file.chmod(0o644)  # written for their owner alone
     print(f"{target}: {sum(file.stat().st_size for file in target.rglob('*') if file.is_file()) / 1e6:.1f} MB")
 
 

@@ -68,7 +68,7 @@ def test_what_it_refuses(command: Command, captures: Path) -> None:
 
     out = ("--out", "scores")
     assert "accepted are tiny" in refused("nerf", "worlds", *out)
-    assert "accepted are worlds, 3drae" in refused("nearest", "imagenet", *out)
+    assert "accepted are worlds, worlds-clips, 3drae" in refused("nearest", "imagenet", *out)
     assert "needs --data FOLDER" in refused("nearest", "3drae", *out)
     assert "no such folder" in refused("nearest", "3drae", "--data", "nowhere", *out)
     assert "renders its own scenes" in refused("nearest", "worlds", "--data", captures, *out)

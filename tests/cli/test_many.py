@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.runner.test_spread import torchrun
@@ -32,7 +33,7 @@ LINES = (  # three shapes, mixed up, with seeds and settings of their own
     *({"out": f"k{i}", "seed": 10 + i} for i in range(6)),  # nine without a photo
 )
 COUNT = len(LINES)
-MAIN = "import json, sys; from diorama.cli.main import main; sys.exit(max(map(main, json.loads(sys.argv[1]))))"
+MAIN = "import json, sys; from diorama.cli.main import main; sys.exit(main(json.loads(sys.argv[1])))"
 
 
 @pytest.fixture
@@ -219,16 +220,20 @@ def test_two_processes_of_torchrun_share_a_manifest_and_a_benchmark(made, comman
     manifest(*LINES, {"out": "bad", "photos": "bad.png"})
     generate = ("generate", "--manifest", "requests.jsonl", "--views", 2, "--out", "made", "--batch", 2)
     evaluate = ("evaluate", "nearest", "worlds", "--scenes", 1, "--cache", "cache", "--device", "cpu")
-    words = [(*generate, "--device", "cpu", "--model", command.model), (*evaluate, "--out", "scores")]
     Path("run.py").write_text(MAIN)
-    done = torchrun("run.py", json.dumps([[str(word) for word in part] for part in words]), folder=Path.cwd())
+
+    def shared(*words: object) -> Any:
+        return torchrun("run.py", json.dumps([str(word) for word in words]), folder=Path.cwd())
+
+    done = shared(*generate, "--device", "cpu", "--model", command.model)
     assert done.returncode == 1, done.stderr
     assert done.stdout.count(f"{COUNT} of {COUNT + 1} scenes") == 1
     assert done.stderr.count(f"line {COUNT + 1} (bad): ") == 1
     assert files() == {"run.json", ".lock", *(line["out"] for line in LINES)}
     same("made", "whole")
     assert f"{COUNT} of {COUNT + 1} scenes (0 made" in made().out
-    assert done.stdout.count("nearest on worlds, 1 scenes") == 1
+    done = shared(*evaluate, "--out", "scores")
+    assert done.returncode == 0 and done.stdout.count("nearest on worlds, 1 scenes") == 1, done.stderr
     assert command(*evaluate, "--out", "alone").code == 0
     texts = [Path(out, "scenes.jsonl").read_text().splitlines() for out in ("scores", "alone")]
     lines = [[json.loads(line) for line in text] for text in texts]

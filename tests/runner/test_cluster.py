@@ -104,7 +104,8 @@ def test_200_requests_with_workers_killed_twice_are_200_correct_scenes(
     check_scores(tmp_path, tiny_pipeline_folder)
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["workers"] == 2
-    assert set(found["listening"]) <= {"0100007F", "00000000000000000000000001000000"}, "reached from elsewhere"
+    loopback = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}  # the last: as IPv6
+    assert set(found["listening"]) <= loopback, "reached from elsewhere"
     assert found["told"] == [[[1, 2], [10, 20]], [[3], [30]], [[4, 5], [40, ["five"]]]]
     assert found["opened"] in (2, 3)  # the one that died, its heir, and the other unless it came too late
     assert found["refused"] == "no model for cpu"
@@ -191,7 +192,8 @@ def check_scores(folder: Path, model: Path) -> None:
     assert len(lines[0]) == 3
     for theirs, ours in zip(*(map(json.loads, part) for part in lines), strict=True):
         assert (theirs["setting"], theirs["scene"], theirs["strip"]) == (ours["setting"], ours["scene"], ours["strip"])
-        assert theirs["metrics"] == pytest.approx(ours["metrics"], rel=1e-3)
+        numbers, expected = ({k: x for k, x in line["metrics"].items() if x is not None} for line in (theirs, ours))
+        assert numbers == pytest.approx(expected, rel=1e-3) and len(numbers) > 3
     assert (folder / "scores/summary.json").is_file() and not list((folder / "scores").glob("scenes.*.jsonl"))
 
 

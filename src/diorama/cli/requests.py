@@ -300,7 +300,10 @@ def counted(path: PathFlags, model: str) -> PathFlags:
 
     if path.views is not None:
         return path
-    kind, folder = find_model(model)
+    try:
+        kind, folder = find_model(model)
+    except (ValueError, OSError):  # said by whoever loads it, after what is wrong with the request
+        return path
     index = folder / "model_index.json"
     if not kind.staged:
         return path

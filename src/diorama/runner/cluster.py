@@ -74,7 +74,6 @@ class Cluster(Here):
     def run(self, work: Work, batches: Sequence[Sequence[Any]], kept: Kept) -> None:
         """Give batches to workers as these become free. OSError where workers die before they have done anything."""
         import ray
-        from ray.exceptions import RayActorError, RayTaskError
 
         kind: Any = ray.remote(num_cpus=0 if self.gpu else 1, num_gpus=int(self.gpu))(Worker)
         shared, device = ray.put(work), "cuda" if self.gpu else self.device
@@ -96,7 +95,7 @@ class Cluster(Here):
                 worker, task = waiting.pop(answer)
                 try:
                     results = ray.get(answer)
-                except RayActorError as error:
+                except ray.exceptions.RayActorError as error:  # type: ignore[attr-defined]
                     ray.kill(worker)  # it may only be out of reach
                     lost += 1
                     if lost > DEATHS * (1 + self.workers):
@@ -105,7 +104,7 @@ class Cluster(Here):
                         queue.extend(after_death(task, kept))
                     start()
                     continue
-                except RayTaskError as error:
+                except ray.exceptions.RayTaskError as error:  # type: ignore[attr-defined]
                     raise error.cause if isinstance(error.cause, Exception) else error from None
                 lost = 0
                 if task is not None:
