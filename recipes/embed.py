@@ -14,7 +14,7 @@ from diorama.pipelines.base import load
 
 
 def ship(pipeline: Any, target: Path) -> None:
-    """Write a pipeline in half precision as others may have it, without where it lay, readable for all; say its size."""
+    """Write a pipeline in half precision as others may have it, without where it lay; say how large it is."""
     pipeline.save_pretrained(target)
     for file in target.rglob("config.json"):  # where it lay when it was trained is nobody's business
         config = json.loads(file.read_text())
