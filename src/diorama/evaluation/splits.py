@@ -75,6 +75,7 @@ class Worlds:
         height, width = protocol.size.of(0, 0)
         seeds = SPLITS["test"][:count]
         assert protocol.views is not None
+        self.places = torch.arange(protocol.views)[None]
         path = protocol.path or protocol.views
         folder = cache / f"worlds-{WORLDS_VERSION}-test-{count}x{path}-{height}x{width}-{samples}"
         shape = dict(views=path, height=height, width=width, samples=samples)
@@ -95,7 +96,7 @@ class Worlds:
 
     def load(self, question: Question) -> Views:
         """The true views of a question, with exact points."""
-        views = self.data.batch(torch.tensor([self.rows[question.scene]]), torch.arange(self.protocol.views)[None])
+        views = self.data.batch(torch.tensor([self.rows[question.scene]]), self.places)
         cameras = views.cameras
         assert cameras is not None and views.points is not None and views.confidence is not None
         cameras = replace(cameras, camera_to_world=cameras.camera_to_world[0], intrinsics=cameras.intrinsics[0])
