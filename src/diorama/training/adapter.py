@@ -18,7 +18,7 @@ from diorama.pipelines.gen3r import UNIT
 from diorama.pipelines.gen3r_conditions import appearance_moments
 from diorama.training.clips import Clip, ClipData, Clips, check_frames, in_range
 from diorama.training.gen3r_losses import Form, Moments, adapter_losses, pointwise_kl
-from diorama.training.kernels import first_weights, kernel_optimizers
+from diorama.training.kernels import first_weights
 from diorama.training.parts import adapter_in, frozen, vggt_in, video_vae_in
 from diorama.training.statistics import Statistics
 from diorama.training.trainer import WHOLE, Share, step_generator
@@ -57,8 +57,6 @@ class Config(ClipData):
     ema: float = 0.0
     weight_decay: float = 1e-4
     """Of AdamW."""
-    muon_rate: float = 0.0
-    """Peak rate of Muon for convolutions, without any weight decay; 0 leaves all to AdamW, as published."""
 
 
 class Seen(NamedTuple):
@@ -94,14 +92,10 @@ class AdapterStage:
             self.model = GeometryAdapter(channels=channels, latent_channels=latents, **SIZES[config.size] | none)
             first_weights(self.model, self.model.decoder.tokens_out, share=0.3)
         self.modules: dict[str, nn.Module] = {"adapter": self.model}
-        self.optimizers = {"adapter": self._optimizers()}
-
-    def _optimizers(self) -> list[torch.optim.Optimizer]:
-        config = self.config
-        if config.muon_rate:
-            return kernel_optimizers(self.model, config, config.muon_rate)
-        rates: dict[str, Any] = dict(betas=(0.9, 0.999), weight_decay=config.weight_decay)
-        return [torch.optim.AdamW(self.model.parameters(), config.learning_rate, **rates)]
+        optimizer = torch.optim.AdamW(
+            self.model.parameters(), config.learning_rate, betas=(0.9, 0.999), weight_decay=config.weight_decay
+        )
+        self.optimizers: dict[str, list[torch.optim.Optimizer]] = {"adapter": [optimizer]}
 
     def batch(self, step: int, share: Share = WHOLE) -> Clip:
         """Clips of random scenes, short ones first."""
